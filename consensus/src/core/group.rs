@@ -1,0 +1,635 @@
+//! One replica of a group: Raft, and the state machine behind it.
+//!
+//! A turn has two halves. In the first, [`Group::handle`] takes inputs and [`Group::prepare`] says what has to be on
+//! disk, together with the messages that may leave at once (a leader's appends: it needs a majority, not itself). When
+//! that is synced, [`Group::persisted`] gives the messages that stood on it, applies what is committed to the turn's
+//! batch, and answers. So nothing that depends on a write leaves before the write is done.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use canal_proto::limits::MAX_ENTRY;
+use canal_proto::log::{Append, AppendItem, Command, GroupSpec, Kind};
+use canal_proto::peer::{Replica, Seed};
+use canal_proto::{GroupId, MeshId};
+use prost::Message as _;
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message,
+};
+use raft::{Config, RawNode, ReadOnlyOption, StateRole};
+
+use super::keys::{Keys, Table};
+use super::kv::{Kv, KvError, WriteBatch};
+use super::log::{GroupLog, LogReader};
+use super::machine::{self, Effect, Place, Reply};
+use super::rows::{Applied, Configuration, Counter};
+use super::txn::Txn;
+use crate::convert;
+
+/// Bytes of append items that are put into one entry: an entry is sent, synced and applied as a whole.
+const BATCH_BYTES: usize = 1 << 20;
+/// Bytes of entries that may wait to be committed; above it a proposal is refused as busy.
+const MAX_UNCOMMITTED: u64 = 32 << 20;
+/// Messages with entries on their way to one follower.
+const MAX_INFLIGHT: usize = 256;
+/// Bytes of entries in one message: one large entry, or many small ones, and well below a frame.
+const MAX_MESSAGE: u64 = 1 << 20;
+/// Committed entries applied in one turn, in bytes: a replica that catches up must not hold up the others.
+const MAX_APPLY: u64 = 4 << 20;
+/// How many ticks lie between the election timeouts of two replicas, at the most.
+const ELECTION_SPREAD: usize = 10;
+
+/// How a replica counts time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticks {
+    /// Ticks without a leader before a replica stands for election, at least.
+    pub election: usize,
+    /// Ticks between a leader's heartbeats.
+    pub heartbeat: usize,
+}
+
+/// What a replica begins with: as persisted, or as new.
+pub struct Origin<L> {
+    /// What it was created with.
+    pub seed: Seed,
+    /// Reads its entries.
+    pub reader: L,
+    /// Its hard state.
+    pub hard_state: HardState,
+    /// Index of the last entry in its log.
+    pub last: u64,
+}
+
+/// Names a request until it is answered.
+pub type Ticket = u64;
+
+/// What a replica is told.
+#[derive(Debug)]
+pub enum Input {
+    /// Time passed.
+    Tick,
+    /// Another replica sent this.
+    Message(Box<Message>),
+    /// Publish these.
+    Append(Ticket, AppendItem),
+    /// Propose this.
+    Propose(Ticket, Kind),
+    /// Confirm that a read now sees everything that was acknowledged before.
+    Read(Ticket),
+    /// Add a replica, which learns but does not vote; its id is chosen here.
+    AddLearner(Ticket, Replica),
+    /// Let a learner vote.
+    Promote(Ticket, u64),
+    /// Hand leadership to this replica.
+    Transfer(u64),
+    /// This replica could not be reached.
+    Unreachable(u64),
+    /// Stand for election now.
+    Campaign,
+}
+
+/// Why a request was not taken, or was given up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// This replica does not lead, or no longer: it may or may not have taken effect.
+    #[error("not the leader")]
+    NotLeader,
+    /// Too much waits to be committed.
+    #[error("too much waits to be committed; try again")]
+    Busy,
+    /// It does not fit an entry.
+    #[error("{0} bytes do not fit an entry of {MAX_ENTRY}")]
+    TooLarge(usize),
+    /// A change of the configuration that can't be made now.
+    #[error("{0}")]
+    Configuration(&'static str),
+}
+
+/// What a replica wants.
+#[derive(Debug)]
+pub enum Output {
+    /// Send to the replicas they are addressed to.
+    Send(Vec<Message>),
+    /// Answer a proposal.
+    Reply(Ticket, Result<Reply, Refused>),
+    /// Something was applied.
+    Effect(Effect),
+}
+
+/// What has to be on disk before the turn goes on.
+#[derive(Debug, Default)]
+pub struct Persist {
+    /// Entries to append; what stands at their indexes and behind is overwritten.
+    pub entries: Vec<Entry>,
+    /// The hard state, when it changed.
+    pub hard_state: Option<HardState>,
+    /// Whether it has to be synced.
+    pub sync: bool,
+}
+
+/// How a replica stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// The group.
+    pub group: GroupId,
+    /// This replica's id.
+    pub replica: u64,
+    /// It leads, and has applied everything that was committed before its term.
+    pub leads: bool,
+    /// Term.
+    pub term: u64,
+    /// The leader, 0 when unknown.
+    pub leader: u64,
+    /// Index of the last committed entry.
+    pub committed: u64,
+    /// Index of the last applied entry.
+    pub applied: u64,
+    /// Index of the last entry.
+    pub last: u64,
+    /// Epoch of the route ([`canal_proto::route::RouteRecord::epoch`]).
+    pub epoch: u64,
+    /// The configuration.
+    pub configuration: Arc<Configuration>,
+    /// The spec.
+    pub spec: Arc<GroupSpec>,
+    /// Effects in the outbox.
+    pub outbox: u64,
+    /// On the leader: the last index that each replica is known to have.
+    pub matched: BTreeMap<u64, u64>,
+}
+
+/// A replica.
+pub struct Group<L: LogReader> {
+    seed: Seed,
+    id: GroupId,
+    mesh: MeshId,
+    raw: RawNode<GroupLog<L>>,
+    configuration: Arc<Configuration>,
+    spec: Arc<GroupSpec>,
+    outbox: u64,
+    applied: Applied,
+    term_began: Option<u64>,
+    leads: bool,
+    appends: Vec<(Ticket, AppendItem)>,
+    waiting: VecDeque<Waiting>,
+    reads: BTreeMap<u64, Vec<Ticket>>,
+    reads_asked: BTreeMap<Ticket, ()>,
+    ready: Option<raft::Ready>,
+    after: Vec<Message>,
+    committed: Vec<Entry>,
+    outputs: Vec<Output>,
+}
+
+struct Waiting {
+    index: u64,
+    term: u64,
+    tickets: Vec<Ticket>,
+}
+
+/// The configuration with which a group begins.
+fn first_configuration(seed: &Seed) -> Configuration {
+    Configuration {
+        voters: seed.first.iter().map(|replica| replica.id).collect(),
+        replicas: seed.first.clone(),
+        last_id: seed.first.iter().map(|replica| replica.id).max().unwrap_or_default(),
+        ..Configuration::default()
+    }
+}
+
+fn conf_state(configuration: &Configuration) -> ConfState {
+    let mut state = ConfState::default();
+    state.set_voters(configuration.voters.clone());
+    state.set_learners(configuration.learners.clone());
+    state.set_voters_outgoing(configuration.voters_outgoing.clone());
+    state.set_learners_next(configuration.learners_next.clone());
+    state.set_auto_leave(configuration.auto_leave);
+    state
+}
+
+impl<L: LogReader> Group<L> {
+    /// Brings a replica to life from what is on disk.
+    ///
+    /// # Errors
+    /// When the store fails, or when log and state contradict each other: the state has applied entries that the log
+    /// does not hold.
+    pub fn open(origin: Origin<L>, ticks: Ticks, kv: &dyn Kv, logger: &slog::Logger) -> Result<Self, KvError> {
+        let Origin { seed, reader, mut hard_state, last } = origin;
+        let id = GroupId(seed.group);
+        let mesh = MeshId::from_slice(&seed.mesh).map_err(|e| KvError(e.to_string()))?;
+        let keys = Keys(id);
+        let mut none = WriteBatch::default();
+        let txn = Txn::new(id, kv, &mut none);
+        let applied: Applied = txn.get_or_default(&keys.one(Table::Applied))?;
+        let configuration =
+            txn.get(&keys.one(Table::Configuration))?.unwrap_or_else(|| first_configuration(&seed));
+        let spec = machine::spec(&txn)?;
+        let outbox = txn.get_or_default::<Counter>(&keys.one(Table::OutboxCount))?.value;
+        if applied.index > last {
+            return Err(KvError(format!(
+                "group {id}: the state has applied entry {}, but the log ends at {last}; the log was lost or replaced. \
+                 Remove this peer's data directory and let it join as a new peer",
+                applied.index
+            )));
+        }
+        // the commit index may be older on disk than what the state has seen of it
+        hard_state.commit = hard_state.commit.max(applied.index);
+        let log = GroupLog::new(reader, id, hard_state, conf_state(&configuration), last);
+        // ids of one group differ, so do their timeouts: two replicas do not stand for election in step
+        let timeout = ticks.election + (seed.replica as usize).wrapping_mul(3) % (ELECTION_SPREAD + 1);
+        let config = Config {
+            id: seed.replica,
+            election_tick: ticks.election,
+            heartbeat_tick: ticks.heartbeat,
+            min_election_tick: timeout,
+            max_election_tick: timeout + 1,
+            applied: applied.index,
+            max_size_per_msg: MAX_MESSAGE,
+            max_inflight_msgs: MAX_INFLIGHT,
+            check_quorum: true,
+            pre_vote: true,
+            read_only_option: ReadOnlyOption::Safe,
+            max_uncommitted_size: MAX_UNCOMMITTED,
+            max_committed_size_per_ready: MAX_APPLY,
+            ..Config::default()
+        };
+        let raw = RawNode::new(&config, log, logger).map_err(|e| KvError(format!("group {id}: {e}")))?;
+        Ok(Self {
+            seed,
+            id,
+            mesh,
+            raw,
+            configuration: Arc::new(configuration),
+            spec: Arc::new(spec),
+            outbox,
+            applied,
+            term_began: None,
+            leads: false,
+            appends: Vec::new(),
+            waiting: VecDeque::new(),
+            reads: BTreeMap::new(),
+            reads_asked: BTreeMap::new(),
+            ready: None,
+            after: Vec::new(),
+            committed: Vec::new(),
+            outputs: Vec::new(),
+        })
+    }
+
+    /// The group.
+    pub fn id(&self) -> GroupId {
+        self.id
+    }
+
+    /// What it was created with.
+    pub fn seed(&self) -> &Seed {
+        &self.seed
+    }
+
+    /// The replica with this id, if the configuration names it.
+    pub fn replica(&self, id: u64) -> Option<&Replica> {
+        self.configuration.replicas.iter().find(|replica| replica.id == id)
+    }
+
+    /// Whether this replica is its group's only voter.
+    pub fn is_alone(&self) -> bool {
+        self.configuration.voters == [self.seed.replica]
+    }
+
+    /// How it stands.
+    pub fn status(&self) -> Status {
+        let raft = &self.raw.raft;
+        let matched = if raft.state == StateRole::Leader {
+            raft.prs().iter().map(|(id, progress)| (*id, progress.matched)).collect()
+        } else {
+            BTreeMap::new()
+        };
+        Status {
+            group: self.id,
+            replica: self.seed.replica,
+            leads: self.leads,
+            term: raft.term,
+            leader: raft.leader_id,
+            committed: raft.raft_log.committed,
+            applied: self.applied.index,
+            last: raft.raft_log.last_index(),
+            epoch: self.term_began.unwrap_or_default().max(self.configuration.index),
+            configuration: self.configuration.clone(),
+            spec: self.spec.clone(),
+            outbox: self.outbox,
+            matched,
+        }
+    }
+
+    /// Takes an input. What it leads to comes out of [`Self::prepare`] and [`Self::persisted`].
+    pub fn handle(&mut self, input: Input, now_ms: u64) {
+        match input {
+            Input::Tick => {
+                self.raw.tick();
+            }
+            Input::Message(message) => {
+                // a replica that was removed, or a message that makes no sense here: raft-rs says so, nothing is lost
+                let _ = self.raw.step(*message);
+            }
+            Input::Append(ticket, item) => self.appends.push((ticket, item)),
+            Input::Propose(ticket, kind) => {
+                self.flush_appends(now_ms);
+                self.propose(vec![ticket], Command { time_ms: now_ms, kind: Some(kind) });
+            }
+            Input::Read(ticket) => {
+                if self.leads {
+                    self.reads_asked.insert(ticket, ());
+                    self.raw.read_index(ticket.to_be_bytes().to_vec());
+                } else {
+                    self.outputs.push(Output::Reply(ticket, Err(Refused::NotLeader)));
+                }
+            }
+            Input::AddLearner(ticket, replica) => self.add_learner(ticket, replica),
+            Input::Promote(ticket, id) => self.promote(ticket, id),
+            Input::Transfer(to) => self.raw.transfer_leader(to),
+            Input::Unreachable(id) => self.raw.report_unreachable(id),
+            Input::Campaign => {
+                let _ = self.raw.campaign();
+            }
+        }
+    }
+
+    fn propose(&mut self, tickets: Vec<Ticket>, command: Command) {
+        let data = command.encode_to_vec();
+        let refused = if data.len() > MAX_ENTRY {
+            Some(Refused::TooLarge(data.len()))
+        } else if !self.leads {
+            Some(Refused::NotLeader)
+        } else {
+            match self.raw.propose(Vec::new(), data) {
+                Ok(()) => None,
+                Err(raft::Error::ProposalDropped) if self.raw.raft.state == StateRole::Leader => Some(Refused::Busy),
+                Err(_) => Some(Refused::NotLeader),
+            }
+        };
+        self.wait_for_last(tickets, refused);
+    }
+
+    fn wait_for_last(&mut self, tickets: Vec<Ticket>, refused: Option<Refused>) {
+        match refused {
+            Some(refused) => {
+                let replies = tickets.into_iter().map(|ticket| Output::Reply(ticket, Err(refused.clone())));
+                self.outputs.extend(replies);
+            }
+            None => {
+                let (index, term) = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
+                self.waiting.push_back(Waiting { index, term, tickets });
+            }
+        }
+    }
+
+    fn flush_appends(&mut self, now_ms: u64) {
+        let mut tickets = Vec::new();
+        let mut items = Vec::new();
+        let mut bytes = 0;
+        for (ticket, mut item) in std::mem::take(&mut self.appends) {
+            item.events.iter_mut().filter(|event| event.time_ms == 0).for_each(|event| event.time_ms = now_ms);
+            let size = item.encoded_len();
+            if bytes + size > BATCH_BYTES && !items.is_empty() {
+                self.propose_appends(&mut tickets, &mut items, now_ms);
+                bytes = 0;
+            }
+            bytes += size;
+            tickets.push(ticket);
+            items.push(item);
+        }
+        if !items.is_empty() {
+            self.propose_appends(&mut tickets, &mut items, now_ms);
+        }
+    }
+
+    fn propose_appends(&mut self, tickets: &mut Vec<Ticket>, items: &mut Vec<AppendItem>, now_ms: u64) {
+        let kind = Some(Kind::Append(Append { items: std::mem::take(items) }));
+        self.propose(std::mem::take(tickets), Command { time_ms: now_ms, kind });
+    }
+
+    fn add_learner(&mut self, ticket: Ticket, mut replica: Replica) {
+        if self.configuration.replicas.iter().any(|held| held.peer == replica.peer) {
+            let refused = Refused::Configuration("the peer holds a replica already");
+            return self.outputs.push(Output::Reply(ticket, Err(refused)));
+        }
+        replica.id = self.configuration.last_id + 1;
+        let context = replica.encode_to_vec();
+        self.change(ticket, ConfChangeType::AddLearnerNode, replica.id, context);
+    }
+
+    fn promote(&mut self, ticket: Ticket, id: u64) {
+        if self.configuration.learners.contains(&id) {
+            self.change(ticket, ConfChangeType::AddNode, id, Vec::new());
+        } else {
+            let refused = Refused::Configuration("there is no such learner");
+            self.outputs.push(Output::Reply(ticket, Err(refused)));
+        }
+    }
+
+    fn change(&mut self, ticket: Ticket, change_type: ConfChangeType, id: u64, context: Vec<u8>) {
+        let mut single = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
+        single.set_change_type(change_type);
+        let mut change = ConfChangeV2 { context: context.into(), ..ConfChangeV2::default() };
+        change.set_changes(vec![single].into());
+        let refused = if !self.leads {
+            Some(Refused::NotLeader)
+        } else if self.raw.raft.has_pending_conf() {
+            Some(Refused::Configuration("another change of the configuration is under way"))
+        } else {
+            self.raw.propose_conf_change(Vec::new(), change).err().map(|_| Refused::NotLeader)
+        };
+        self.wait_for_last(vec![ticket], refused);
+    }
+
+    /// Ends the first half of a turn: what to persist, if anything. Take [`Self::take_outputs`] right after it: these
+    /// messages need not wait.
+    pub fn prepare(&mut self, now_ms: u64) -> Option<Persist> {
+        self.flush_appends(now_ms);
+        if !self.raw.has_ready() {
+            return None;
+        }
+        let mut ready = self.raw.ready();
+        let messages = ready.take_messages();
+        if !messages.is_empty() {
+            self.outputs.push(Output::Send(messages));
+        }
+        self.committed.extend(ready.take_committed_entries());
+        self.after = ready.take_persisted_messages();
+        for state in ready.take_read_states() {
+            let ticket = state.request_ctx.first_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes));
+            if let Some(ticket) = ticket.filter(|ticket| self.reads_asked.remove(ticket).is_some()) {
+                self.reads.entry(state.index).or_default().push(ticket);
+            }
+        }
+        let entries = ready.take_entries();
+        let sync = ready.must_sync();
+        self.raw.mut_store().append(&entries);
+        let hard_state = ready.hs().cloned();
+        if let Some(hard_state) = &hard_state {
+            self.raw.mut_store().set_hard_state(hard_state.clone());
+        }
+        self.ready = Some(ready);
+        Some(Persist { entries, hard_state, sync })
+    }
+
+    /// Whether there is more to do without another input.
+    pub fn has_work(&self) -> bool {
+        self.ready.is_some() || !self.committed.is_empty() || self.raw.has_ready()
+    }
+
+    /// Goes on once what [`Self::prepare`] gave is on disk: applies what is committed to `batch`, answers, sends.
+    ///
+    /// # Errors
+    /// When the store fails or is damaged. The replica must not go on.
+    pub fn persisted(&mut self, kv: &dyn Kv, batch: &mut WriteBatch) -> Result<(), KvError> {
+        if let Some(ready) = self.ready.take() {
+            let mut light = self.raw.advance_append(ready);
+            if let Some(commit) = light.commit_index() {
+                self.raw.mut_store().set_commit(commit);
+            }
+            let mut messages = std::mem::take(&mut self.after);
+            messages.extend(light.take_messages());
+            if !messages.is_empty() {
+                self.outputs.push(Output::Send(messages));
+            }
+            self.committed.extend(light.take_committed_entries());
+        }
+        let committed = std::mem::take(&mut self.committed);
+        if !committed.is_empty() {
+            for entry in committed {
+                self.apply(entry, kv, batch)?;
+            }
+            let mut txn = Txn::new(self.id, kv, batch);
+            txn.put(txn.keys.one(Table::Applied), &self.applied);
+            self.raw.advance_apply_to(self.applied.index);
+        }
+        self.notice_role();
+        self.answer_reads();
+        Ok(())
+    }
+
+    fn apply(&mut self, entry: Entry, kv: &dyn Kv, batch: &mut WriteBatch) -> Result<(), KvError> {
+        let (index, term) = (entry.index, entry.term);
+        let reply = match entry.entry_type {
+            EntryType::EntryNormal if entry.data.is_empty() => {
+                if term == self.raw.raft.term && self.raw.raft.state == StateRole::Leader {
+                    self.term_began = Some(index);
+                }
+                Reply::Done
+            }
+            EntryType::EntryNormal => {
+                let mut txn = Txn::new(self.id, kv, batch);
+                let command = Command::decode(entry.data)
+                    .map_err(|e| KvError(format!("group {}: entry {index} can't be read: {e}", self.id)))?;
+                let namespace = self.seed.namespace.as_str();
+                let place = Place { mesh: self.mesh, group: self.id, namespace, index, term };
+                let (reply, effects) = machine::apply(&mut txn, place, &command)?;
+                for effect in effects {
+                    match &effect {
+                        Effect::Spec => self.spec = Arc::new(machine::spec(&txn)?),
+                        Effect::Outbox(len) => self.outbox = *len,
+                        Effect::Head { .. } | Effect::Catalog => {}
+                    }
+                    self.outputs.push(Output::Effect(effect));
+                }
+                reply
+            }
+            EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+                self.apply_change(index, entry.data, kv, batch)?;
+                Reply::Done
+            }
+        };
+        self.applied = Applied { index, term };
+        while self.waiting.front().is_some_and(|waiting| waiting.index <= index) {
+            let Some(waiting) = self.waiting.pop_front() else { break };
+            let ours = waiting.index == index && waiting.term == term;
+            self.answer(waiting.tickets, if ours { Ok(reply.clone()) } else { Err(Refused::NotLeader) });
+        }
+        Ok(())
+    }
+
+    fn apply_change(
+        &mut self,
+        index: u64,
+        data: Bytes,
+        kv: &dyn Kv,
+        batch: &mut WriteBatch,
+    ) -> Result<(), KvError> {
+        let broken = |e: String| KvError(format!("group {}: entry {index}: {e}", self.id));
+        let change = convert::conf_change(data).map_err(|e| broken(e.to_string()))?;
+        let state = self.raw.apply_conf_change(&change).map_err(|e| broken(e.to_string()))?;
+        let mut replicas = self.configuration.replicas.clone();
+        if let Ok(replica) = Replica::decode(change.context.clone())
+            && replica.id != 0
+            && !replicas.iter().any(|held| held.id == replica.id)
+        {
+            replicas.push(replica);
+        }
+        replicas.retain(|replica| {
+            state.voters.contains(&replica.id)
+                || state.learners.contains(&replica.id)
+                || state.voters_outgoing.contains(&replica.id)
+        });
+        let last_id = replicas.iter().map(|replica| replica.id).max().unwrap_or_default();
+        let configuration = Configuration {
+            voters: state.voters.clone(),
+            learners: state.learners.clone(),
+            voters_outgoing: state.voters_outgoing.clone(),
+            learners_next: state.learners_next.clone(),
+            auto_leave: state.auto_leave,
+            index,
+            replicas,
+            last_id: last_id.max(self.configuration.last_id),
+        };
+        let mut txn = Txn::new(self.id, kv, batch);
+        txn.put(txn.keys.one(Table::Configuration), &configuration);
+        self.configuration = Arc::new(configuration);
+        self.raw.mut_store().set_conf_state(state);
+        Ok(())
+    }
+
+    fn answer(&mut self, tickets: Vec<Ticket>, reply: Result<Reply, Refused>) {
+        match (reply, tickets.as_slice()) {
+            (Ok(Reply::Appended(results)), tickets) if tickets.len() == results.len() => {
+                for (ticket, result) in tickets.iter().zip(results) {
+                    self.outputs.push(Output::Reply(*ticket, Ok(Reply::Appended(vec![result]))));
+                }
+            }
+            (reply, tickets) => {
+                for ticket in tickets {
+                    self.outputs.push(Output::Reply(*ticket, reply.clone()));
+                }
+            }
+        }
+    }
+
+    fn notice_role(&mut self) {
+        let leader = self.raw.raft.state == StateRole::Leader;
+        if !leader {
+            self.term_began = None;
+            let waiting = std::mem::take(&mut self.waiting);
+            for waiting in waiting {
+                self.answer(waiting.tickets, Err(Refused::NotLeader));
+            }
+            let asked = std::mem::take(&mut self.reads_asked).into_keys();
+            let ready = std::mem::take(&mut self.reads).into_values().flatten();
+            let refused: Vec<_> = asked.chain(ready).collect();
+            self.answer(refused, Err(Refused::NotLeader));
+        }
+        self.leads = leader && self.term_began.is_some();
+    }
+
+    fn answer_reads(&mut self) {
+        while let Some(first) = self.reads.first_entry().filter(|first| *first.key() <= self.applied.index) {
+            let tickets = first.remove();
+            self.answer(tickets, Ok(Reply::Done));
+        }
+    }
+
+    /// What has come out since the last call.
+    pub fn take_outputs(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.outputs)
+    }
+}

@@ -1,0 +1,73 @@
+//! What the group hosts. A spec is whole, so one that is newer simply replaces what stands: topics that it no longer
+//! names are removed with all their rows, new pairs of trigger and topic get a cursor.
+
+use std::collections::BTreeSet;
+
+use canal_proto::catalog::Start;
+use canal_proto::cursor::Cursor;
+use canal_proto::log::GroupSpec;
+use canal_proto::{Pattern, TopicId, TriggerId};
+
+use super::Effect;
+use crate::core::keys::Table;
+use crate::core::kv::KvError;
+use crate::core::rows::Topic;
+use crate::core::txn::Txn;
+
+pub(super) fn apply(txn: &mut Txn<'_>, new: &GroupSpec, effects: &mut Vec<Effect>) -> Result<(), KvError> {
+    let old = super::spec(txn)?;
+    if new.version <= old.version {
+        return Ok(());
+    }
+    let keep: BTreeSet<u64> = new.topics.iter().map(|topic| topic.id).collect();
+    for gone in old.topics.iter().filter(|topic| !keep.contains(&topic.id)) {
+        let topic = TopicId(gone.id);
+        for table in [Table::Events, Table::Producers] {
+            txn.delete_all(&txn.keys.topic_only(table, topic))?;
+        }
+        txn.delete(txn.keys.topic_only(Table::Topics, topic));
+    }
+    for topic in &new.topics {
+        let key = txn.keys.topic_only(Table::Topics, TopicId(topic.id));
+        if txn.get::<Topic>(&key)?.is_none() {
+            txn.put(key, &Topic::default());
+            effects.push(Effect::Head { topic: TopicId(topic.id), next: 0 });
+        }
+    }
+    cursors(txn, new)?;
+    let triggers: BTreeSet<u64> = new.triggers.iter().map(|trigger| trigger.info.id).collect();
+    for gone in old.triggers.iter().filter(|trigger| !triggers.contains(&trigger.info.id)) {
+        for table in [Table::Activations, Table::ActivationCount] {
+            txn.delete_all(&txn.keys.make(table, &[&gone.info.id.to_be_bytes()]))?;
+        }
+    }
+    txn.put(txn.keys.one(Table::Spec), new);
+    effects.push(Effect::Spec);
+    Ok(())
+}
+
+fn cursors(txn: &mut Txn<'_>, spec: &GroupSpec) -> Result<(), KvError> {
+    let mut wanted = BTreeSet::new();
+    for trigger in &spec.triggers {
+        let patterns: Vec<Pattern> = trigger.info.patterns.iter().filter_map(|text| text.parse().ok()).collect();
+        for topic in spec.topics.iter().filter(|topic| patterns.iter().any(|p| p.matches(&topic.name))) {
+            let (trigger_id, topic_id) = (TriggerId(trigger.info.id), TopicId(topic.id));
+            let key = txn.keys.cursor(trigger_id, topic_id);
+            wanted.insert(key.clone());
+            if txn.get::<Cursor>(&key)?.is_some() {
+                continue;
+            }
+            // a topic that is younger than the trigger is handled from its first event in any case
+            let latest = trigger.info.start() == Start::Latest && topic.id < trigger.info.id;
+            let next = txn.get_or_default::<Topic>(&txn.keys.topic_only(Table::Topics, topic_id))?.next;
+            let low = if latest { next } else { 0 };
+            txn.put(key, &Cursor { trigger: trigger_id.0, topic: topic_id.0, low, ..Cursor::default() });
+        }
+    }
+    for (key, _) in txn.scan_bytes(&txn.keys.one(Table::Cursors), usize::MAX / 2)? {
+        if !wanted.contains(&key) {
+            txn.delete(key);
+        }
+    }
+    Ok(())
+}

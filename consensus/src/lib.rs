@@ -1,0 +1,20 @@
+//! Raft groups, the topic log and the state machine.
+//!
+//! [`core`] decides and does no IO. Around it: [`log_store`] holds the Raft logs of all groups of a peer,
+//! [`state_store`] what they have applied, a worker thread takes turns over all groups with one synced write a turn,
+//! and [`Handle`] is how the rest of a peer talks to it. Nothing is acknowledged, and no message sent, before what it
+//! stands on is on disk.
+
+pub mod convert;
+pub mod core;
+mod handle;
+pub mod log_store;
+pub mod state_store;
+mod view;
+mod worker;
+
+pub use core::group::{Refused, Status, Ticks};
+pub use core::machine::{OutcomeResult, Reply};
+pub use core::rows::Configuration;
+pub use handle::{Error, GroupHandle, Handle, Options, Outgoing, Service};
+pub use view::View;

@@ -1,0 +1,436 @@
+//! The Raft logs of all groups of a peer, in one raft-engine.
+//!
+//! A turn's entries and hard states, of however many groups, are one [`LogStore::write`]: one batch, whole or
+//! absent after a crash, and with `sync` on disk when it returns. Entries appended at an index that the log has
+//! already replace it and everything after it, as Raft's rule for a new leader's entries wants.
+//!
+//! What is refused: an append that would leave a gap or reach below the log's first entry (raft-engine would write
+//! it and panic, then and at every start), and every write after one that failed. A failed `fsync` cannot be
+//! retried, because the kernel may have dropped the dirty pages; raft-engine panics on it. The panic is caught
+//! here and becomes an error, and the store stays [`Error::Stopped`] until the peer is restarted. The caller must
+//! neither vote nor acknowledge after such an error. Writes pass one at a time: with two, raft-engine forms a
+//! group, and its followers would be told that all is well when the leader's `fsync` panics.
+//!
+//! Opening tolerates a torn tail: the last file is cut at its first broken batch. It cannot tell a tail torn by a
+//! crash from a batch damaged later in that last file, so a replica whose applied index is above [`Loaded::last`]
+//! has lost synced entries and must not vote. Damage in any older file is [`Error::Damaged`], and so is an entry
+//! that does not match its checksum when it is read.
+//!
+//! Reads go on beside writes, purges and each other, from any thread: raft-engine keeps the place of each entry
+//! behind a lock a group and reads files by position. It reads and checks the entries of a whole batch to return
+//! one of them, and remembers the last batch a thread; so a turn should stay within a few MiB.
+//!
+//! Stored bytes are `eraftpb.Entry` and `eraftpb.HardState` as protobuf, in raft-engine's format 2. Its parser
+//! (rust-protobuf 2) meets only bytes that this peer wrote.
+
+use std::any::Any;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use canal_proto::GroupId;
+use parking_lot::Mutex;
+use raft::eraftpb::{Entry, HardState};
+use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod tests;
+
+#[cfg(test)]
+use faults::Files;
+#[cfg(not(test))]
+use raft_engine::env::DefaultFileSystem as Files;
+
+/// Key of a group's [`HardState`].
+const HARD_STATE: &[u8] = b"h";
+/// Key of a group's record ([`LogStore::put_meta`]).
+const META: &[u8] = b"m";
+/// Bytes of entries that one read returns at most, if it asks for no fewer: raft-engine adds them up in 32 bits,
+/// and no caller has use for more at once.
+const MAX_READ_BYTES: u64 = 64 << 20;
+/// Entries that one read returns at most: the places of all of them are collected before the first is read.
+const MAX_READ_ENTRIES: u64 = 64 << 10;
+/// How often a read is tried. One that meets a purge may find the file gone whose place it has just looked up; the
+/// next lookup has the new place, and purges are seconds apart.
+const READ_ATTEMPTS: usize = 3;
+
+/// Why the logs could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another process has the directory, or this one has opened it twice.
+    #[error("the raft log in `{}` is in use; stop the other peer, or give this one a data directory of its own", dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// The directory or a file in it could not be opened.
+    #[error("cannot open the raft log in `{}`: {reason}; check the path, its permissions and the free space", dir.display())]
+    Open {
+        /// The directory.
+        dir: PathBuf,
+        /// What failed.
+        reason: String,
+    },
+    /// Bytes on disk are not what was written.
+    #[error(
+        "the raft log in `{}` is damaged: {reason}; check the disk, move the peer's data directory aside, and start \
+         the peer anew, so that its groups rebuild its replicas",
+        dir.display()
+    )]
+    Damaged {
+        /// The directory.
+        dir: PathBuf,
+        /// What is damaged.
+        reason: String,
+    },
+    /// This write, or its sync, failed.
+    #[error("cannot write the raft log: {0}; check the disk and its free space, then restart the peer")]
+    Write(String),
+    /// A write before this one failed.
+    #[error("the raft log takes no writes after one that failed; restart the peer")]
+    Stopped,
+    /// An append that does not fit the log. Nothing of its turn was written.
+    #[error("group {group}: cannot append entry {index} to the log {first}..={last}; append at its end or inside it")]
+    Misplaced {
+        /// The group.
+        group: GroupId,
+        /// The entry's index.
+        index: u64,
+        /// First index of the log, as the turn's writes before this one leave it.
+        first: u64,
+        /// Last index.
+        last: u64,
+    },
+    /// A read outside the log.
+    #[error("group {group}: entries {low}..{high} are not in the log {first}..={last}; read inside it")]
+    Missing {
+        /// The group.
+        group: GroupId,
+        /// First index that was asked for.
+        low: u64,
+        /// The index after the last that was asked for.
+        high: u64,
+        /// First index of the log.
+        first: u64,
+        /// Last index; below `first` when the log is empty.
+        last: u64,
+    },
+}
+
+/// Sizes of the log's files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Bytes after which a new file is begun. A file is deleted or reused as a whole, and beginning one costs two
+    /// syncs: at 16 MiB that is no more than a few a second at full speed.
+    pub file_size: u64,
+    /// Bytes of files above which [`LogStore::purge`] starts to clear the oldest. What is still live in them is
+    /// written again, so this should be well above the live log; up to half of it more is kept as files for reuse.
+    pub purge_above: u64,
+}
+
+impl Options {
+    /// For devices whose flash is counted in hundreds of megabytes: some 50 MiB in all.
+    pub fn small() -> Self {
+        Self { file_size: 4 << 20, purge_above: 32 << 20 }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { file_size: 16 << 20, purge_above: 256 << 20 }
+    }
+}
+
+/// What one group has to write in a turn.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GroupWrite {
+    /// The group.
+    pub group: GroupId,
+    /// Entries to append, with consecutive indices.
+    pub entries: Vec<Entry>,
+    /// Its hard state, if that has changed.
+    pub hard_state: Option<HardState>,
+}
+
+/// A group's log, as [`LogStore::load`] finds it.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Loaded {
+    /// The last hard state written, or the initial one.
+    pub hard_state: HardState,
+    /// First index; 1 when the log is empty.
+    pub first: u64,
+    /// Last index; below `first` when the log is empty.
+    pub last: u64,
+}
+
+struct Entries;
+
+impl MessageExt for Entries {
+    type Entry = Entry;
+
+    fn index(entry: &Entry) -> u64 {
+        entry.index
+    }
+}
+
+/// The logs of all groups of a peer. Clones share them.
+#[derive(Clone)]
+pub struct LogStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    /// `None` only while it is dropped.
+    engine: Option<Engine<Files>>,
+    dir: PathBuf,
+    /// One write at a time (see the module).
+    writing: Mutex<()>,
+    /// A write failed.
+    stopped: AtomicBool,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Closing syncs once more, and would panic in the middle of a drop if that failed too. The process is about
+        // to end for that reason; its files end with it.
+        if self.stopped.load(Ordering::Acquire) {
+            std::mem::forget(self.engine.take());
+        }
+    }
+}
+
+impl LogStore {
+    /// Opens the logs in `dir`, which is created if it does not exist.
+    pub fn open(dir: &Path, options: Options) -> Result<Self, Error> {
+        let failed = |reason: String| Error::Open { dir: dir.to_owned(), reason };
+        let path = dir.to_str().ok_or_else(|| failed("the path is not UTF-8".into()))?;
+        std::fs::create_dir_all(dir).map_err(|error| failed(error.to_string()))?;
+        let config = Config {
+            dir: path.to_owned(),
+            recovery_mode: RecoveryMode::TolerateTailCorruption,
+            // Off: payloads are small, or compressed already; it costs time on the thread that Raft runs on, and a
+            // whole batch would be unpacked to read one entry.
+            batch_compression_threshold: ReadableSize(0),
+            target_file_size: ReadableSize(options.file_size),
+            purge_threshold: ReadableSize(options.purge_above),
+            ..Config::default()
+        };
+        let opened = catch_unwind(|| Engine::open_with_file_system(config, Arc::new(Files)));
+        let engine = match opened {
+            Ok(Ok(engine)) => engine,
+            Ok(Err(error)) => return Err(opening(dir, error)),
+            Err(panic) => return Err(Error::Damaged { dir: dir.to_owned(), reason: text_of(panic.as_ref()) }),
+        };
+        // raft-engine syncs its first file, but not that the directory has it, nor that the parent has the directory.
+        for dir in [Some(dir), dir.parent()].into_iter().flatten().filter(|dir| !dir.as_os_str().is_empty()) {
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| failed(error.to_string()))?;
+        }
+        let inner =
+            Inner { engine: Some(engine), dir: dir.to_owned(), writing: Mutex::new(()), stopped: AtomicBool::new(false) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Writes a turn: all of it or, after a crash, none of it. With `sync` it is on disk when this returns, with all
+    /// that was written before; an empty turn writes and syncs nothing.
+    pub fn write(&self, turn: &[GroupWrite], sync: bool) -> Result<(), Error> {
+        self.commit(sync, |engine, batch| {
+            let mut spans = std::collections::BTreeMap::new();
+            for write in turn {
+                let group = write.group;
+                let span = spans.entry(group).or_insert_with(|| span(engine, group));
+                *span = extended(group, *span, &write.entries)?;
+                batch.add_entries::<Entries>(group.0, &write.entries).map_err(writing)?;
+                if let Some(hard_state) = &write.hard_state {
+                    batch.put_message(group.0, HARD_STATE.to_vec(), hard_state).map_err(writing)?;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// A group's hard state and the extent of its log; `None` if neither was ever written.
+    pub fn load(&self, group: GroupId) -> Result<Option<Loaded>, Error> {
+        let engine = self.engine()?;
+        let hard_state = engine.get_message(group.0, HARD_STATE).map_err(|error| self.reading(error))?;
+        Ok(match (hard_state, span(engine, group)) {
+            (None, None) => None,
+            (hard_state, span) => {
+                let (first, last) = span.unwrap_or((1, 0));
+                Some(Loaded { hard_state: hard_state.unwrap_or_default(), first, last })
+            }
+        })
+    }
+
+    /// The entries `low..high`, or as many of the first of them as `max_bytes` and the bounds of one read allow, but
+    /// at least one. A reader that gets fewer than it asked for asks again.
+    pub fn entries(&self, group: GroupId, low: u64, high: u64, max_bytes: Option<u64>) -> Result<Vec<Entry>, Error> {
+        if low >= high {
+            return Ok(Vec::new());
+        }
+        let engine = self.engine()?;
+        let max_bytes = max_bytes.unwrap_or(MAX_READ_BYTES).min(MAX_READ_BYTES) as usize;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let (first, last) = span(engine, group).unwrap_or((1, 0));
+            if low < first || high > last.saturating_add(1) {
+                return Err(Error::Missing { group, low, high, first, last });
+            }
+            let end = high.min(low.saturating_add(MAX_READ_ENTRIES));
+            let mut entries = Vec::new();
+            match engine.fetch_entries_to::<Entries>(group.0, low, end, Some(max_bytes), &mut entries) {
+                Ok(_) => return Ok(entries),
+                Err(error) if attempt == READ_ATTEMPTS => return Err(self.reading(error)),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// The entry at `index`, if the log has it.
+    pub fn entry(&self, group: GroupId, index: u64) -> Result<Option<Entry>, Error> {
+        let engine = self.engine()?;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match engine.get_entry::<Entries>(group.0, index) {
+                Ok(entry) => return Ok(entry),
+                Err(error) if attempt == READ_ATTEMPTS => return Err(self.reading(error)),
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// The term of the entry at `index`, if the log has it.
+    pub fn term(&self, group: GroupId, index: u64) -> Result<Option<u64>, Error> {
+        Ok(self.entry(group, index)?.map(|entry| entry.term))
+    }
+
+    /// Keeps a small record beside a group's log: how its replica came to life. On disk when this returns.
+    pub fn put_meta(&self, group: GroupId, record: &[u8]) -> Result<(), Error> {
+        self.commit(true, |_, batch| batch.put(group.0, META.to_vec(), record.to_vec()).map_err(writing))
+    }
+
+    /// The record of a group.
+    pub fn meta(&self, group: GroupId) -> Result<Option<Vec<u8>>, Error> {
+        Ok(self.engine()?.get(group.0, META))
+    }
+
+    /// All groups that have a record, in their order.
+    pub fn groups(&self) -> Result<Vec<GroupId>, Error> {
+        let engine = self.engine()?;
+        let mut groups = engine.raft_groups();
+        groups.retain(|group| engine.get(*group, META).is_some());
+        groups.sort_unstable();
+        Ok(groups.into_iter().map(GroupId).collect())
+    }
+
+    /// Removes a group's log, hard state and record. On disk when this returns.
+    pub fn remove(&self, group: GroupId) -> Result<(), Error> {
+        self.commit(true, |_, batch| {
+            batch.add_command(group.0, Command::Clean);
+            Ok(())
+        })
+    }
+
+    /// Clears the oldest files once there is more than [`Options::purge_above`]. Made for a timer: cheap when there is
+    /// nothing to do, and reads and writes go on meanwhile. Until logs are compacted it only rids them of what was
+    /// overwritten: hard states, replaced entries, removed groups.
+    pub fn purge(&self) -> Result<(), Error> {
+        let engine = self.engine()?;
+        if self.inner.stopped.load(Ordering::Acquire) {
+            return Err(Error::Stopped);
+        }
+        match catch_unwind(AssertUnwindSafe(|| engine.purge_expired_files())) {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(self.stop(error.to_string())),
+            Err(panic) => Err(self.stop(text_of(panic.as_ref()))),
+        }
+    }
+
+    /// Bytes of the files that hold logs, rounded up to whole files.
+    pub fn size_on_disk(&self) -> u64 {
+        self.inner.engine.as_ref().map_or(0, |engine| engine.get_used_size() as u64)
+    }
+
+    fn engine(&self) -> Result<&Engine<Files>, Error> {
+        self.inner.engine.as_ref().ok_or(Error::Stopped)
+    }
+
+    /// Fills a batch and writes it. The batch is filled under the lock, so that what it was checked against holds.
+    fn commit(
+        &self,
+        sync: bool,
+        fill: impl FnOnce(&Engine<Files>, &mut LogBatch) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let engine = self.engine()?;
+        let _one_at_a_time = self.inner.writing.lock();
+        if self.inner.stopped.load(Ordering::Acquire) {
+            return Err(Error::Stopped);
+        }
+        let mut batch = LogBatch::default();
+        fill(engine, &mut batch)?;
+        match catch_unwind(AssertUnwindSafe(|| engine.write(&mut batch, sync))) {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(self.stop(error.to_string())),
+            Err(panic) => Err(self.stop(text_of(panic.as_ref()))),
+        }
+    }
+
+    fn stop(&self, reason: String) -> Error {
+        self.inner.stopped.store(true, Ordering::Release);
+        Error::Write(reason)
+    }
+
+    fn reading(&self, error: raft_engine::Error) -> Error {
+        Error::Damaged { dir: self.inner.dir.clone(), reason: error.to_string() }
+    }
+}
+
+/// First and last index of a group's log.
+fn span(engine: &Engine<Files>, group: GroupId) -> Option<(u64, u64)> {
+    engine.first_index(group.0).zip(engine.last_index(group.0))
+}
+
+/// The log's extent after an append, if the append fits.
+fn extended(group: GroupId, span: Option<(u64, u64)>, entries: &[Entry]) -> Result<Option<(u64, u64)>, Error> {
+    let Some(start) = entries.first().map(|entry| entry.index) else { return Ok(span) };
+    let (first, last) = span.unwrap_or((start, start.saturating_sub(1)));
+    let misplaced = |index| Error::Misplaced { group, index, first, last };
+    if start < first.max(1) || start > last.saturating_add(1) {
+        return Err(misplaced(start));
+    }
+    let mut next = start;
+    for entry in entries {
+        if entry.index != next {
+            return Err(misplaced(entry.index));
+        }
+        next = next.checked_add(1).ok_or_else(|| misplaced(entry.index))?;
+    }
+    Ok(Some((first, next.saturating_sub(1))))
+}
+
+fn writing(error: raft_engine::Error) -> Error {
+    Error::Write(error.to_string())
+}
+
+fn opening(dir: &Path, error: raft_engine::Error) -> Error {
+    let dir = dir.to_owned();
+    match error {
+        raft_engine::Error::Corruption(_) | raft_engine::Error::Codec(_) | raft_engine::Error::Protobuf(_) => {
+            Error::Damaged { dir, reason: error.to_string() }
+        }
+        // raft-engine has no kind of its own for it.
+        error if error.to_string().contains("Failed to lock") => Error::InUse { dir },
+        error => Error::Open { dir, reason: error.to_string() },
+    }
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("raft-engine panicked").to_owned()
+}

@@ -1,0 +1,416 @@
+//! The entries of a group's Raft log. What is written here is read again by every later version.
+//!
+//! An entry's data is one [`Command`]. Applying it is a function of the group's state and the command alone: every
+//! clock reading and every random number that it needs stands in it.
+
+use bytes::Bytes;
+
+use crate::catalog::{CatalogCommand, TriggerInfo};
+use crate::event::Event;
+
+/// One entry.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Command {
+    /// The leader's clock when it proposed the entry, in milliseconds since 1970-01-01 UTC.
+    #[prost(uint64, tag = "1")]
+    pub time_ms: u64,
+    /// What to do.
+    #[prost(oneof = "Kind", tags = "2, 3, 4, 5, 6, 7, 8")]
+    pub kind: Option<Kind>,
+}
+
+/// What an entry does.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Kind {
+    /// Published events.
+    #[prost(message, tag = "2")]
+    Append(Append),
+    /// What functions did.
+    #[prost(message, tag = "3")]
+    Outcomes(Outcomes),
+    /// The topics and triggers that the group hosts, from its namespace's catalog.
+    #[prost(message, tag = "4")]
+    Spec(GroupSpec),
+    /// A client's write to function state.
+    #[prost(message, tag = "5")]
+    StateWrite(StateWrite),
+    /// Effects that another group has taken, or refused for good.
+    #[prost(message, tag = "6")]
+    OutboxAck(OutboxAck),
+    /// A change of the catalog (only in a catalog's group).
+    #[prost(message, tag = "7")]
+    Catalog(CatalogCommand),
+    /// Takes a producer's state away: it has all its receipts and will not come back.
+    #[prost(message, tag = "8")]
+    EndProducer(EndProducer),
+}
+
+/// Published events, of any topics of the group, in the order in which they are appended.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Append {
+    /// One publish request each.
+    #[prost(message, repeated, tag = "1")]
+    pub items: Vec<AppendItem>,
+}
+
+/// The events of one publish request.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct AppendItem {
+    /// The topic.
+    #[prost(uint64, tag = "1")]
+    pub topic: u64,
+    /// The producer, 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub producer: Bytes,
+    /// Sequence of the first event; the others follow on. A producer's first is 1.
+    #[prost(uint64, tag = "3")]
+    pub first_sequence: u64,
+    /// The events.
+    #[prost(message, repeated, tag = "4")]
+    pub events: Vec<Event>,
+}
+
+/// Outcomes of runs, applied one after the other.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Outcomes {
+    /// The outcomes.
+    #[prost(message, repeated, tag = "1")]
+    pub outcomes: Vec<Outcome>,
+}
+
+/// What one run of a function comes to. It is applied whole if the offset is still to be handled and everything
+/// that the run read still stands, else not at all.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Outcome {
+    /// The trigger.
+    #[prost(uint64, tag = "1")]
+    pub trigger: u64,
+    /// The event's topic.
+    #[prost(uint64, tag = "2")]
+    pub topic: u64,
+    /// The event's offset.
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+    /// 1 for the first run of this event.
+    #[prost(uint32, tag = "4")]
+    pub attempt: u32,
+    /// Rows that were read.
+    #[prost(message, repeated, tag = "5")]
+    pub reads: Vec<ReadCheck>,
+    /// Ranges that were read.
+    #[prost(message, repeated, tag = "6")]
+    pub scans: Vec<ScanCheck>,
+    /// Writes, in the order of their keys. Empty unless `Done`.
+    #[prost(message, repeated, tag = "7")]
+    pub writes: Vec<StateOp>,
+    /// Emitted events, in order: the function's when `Done`, the dead letter when `Dead`.
+    #[prost(message, repeated, tag = "8")]
+    pub emits: Vec<Emit>,
+    /// What becomes of the event.
+    #[prost(enumeration = "Disposition", tag = "9")]
+    pub disposition: i32,
+    /// With `Retry`: not before this time, in milliseconds since 1970-01-01 UTC.
+    #[prost(uint64, tag = "10")]
+    pub not_before_ms: u64,
+    /// The record of the run.
+    #[prost(message, required, tag = "11")]
+    pub record: ActivationRecord,
+    /// The namespace of rows that the trigger's function sees.
+    #[prost(string, tag = "12")]
+    pub bucket: String,
+    /// With `Retry`: [`crate::cursor::key_digest`] of the event's key.
+    #[prost(bytes = "bytes", tag = "13")]
+    pub key_digest: Bytes,
+}
+
+/// What becomes of an event after a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum Disposition {
+    /// It is handled: the effects stand.
+    Done = 0,
+    /// The run failed; it is tried again later.
+    Retry = 1,
+    /// The run failed for the last time; the event went to the dead-letter topic.
+    Dead = 2,
+}
+
+/// A row that a run read, by the digest of what it saw. Equal bytes make an equal run, so no version is needed.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ReadCheck {
+    /// Key of the row.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// First 16 bytes of the value's BLAKE3; empty when there was no row.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub digest: Bytes,
+}
+
+/// A range that a run read.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ScanCheck {
+    /// The prefix.
+    #[prost(string, tag = "1")]
+    pub prefix: String,
+    /// The limit.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+    /// First 16 bytes of the BLAKE3 over every row's key and value, each behind its length (u32, little-endian).
+    #[prost(bytes = "bytes", tag = "3")]
+    pub digest: Bytes,
+}
+
+/// A write to one row.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct StateOp {
+    /// Key of the row.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// The new value; absent removes the row.
+    #[prost(bytes = "bytes", optional, tag = "2")]
+    pub value: Option<Bytes>,
+}
+
+/// A topic as an effect names it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Target {
+    /// Topic id.
+    #[prost(uint64, tag = "1")]
+    pub topic: u64,
+    /// The group that hosts it.
+    #[prost(uint64, tag = "2")]
+    pub group: u64,
+    /// Its name.
+    #[prost(string, tag = "3")]
+    pub name: String,
+}
+
+/// An event that a function published.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Emit {
+    /// Where it goes.
+    #[prost(message, required, tag = "1")]
+    pub target: Target,
+    /// The event.
+    #[prost(message, required, tag = "2")]
+    pub event: Event,
+    /// Where it goes when `target` is gone: the trigger's dead-letter topic.
+    #[prost(message, required, tag = "3")]
+    pub dead: Target,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum Status {
+    /// It returned.
+    Ok = 0,
+    /// It returned an error.
+    Error = 1,
+    /// It trapped.
+    Trap = 2,
+    /// It ran out of time.
+    Timeout = 3,
+    /// It met a limit: memory, emitted bytes, state writes.
+    Limit = 4,
+    /// It could not be started: the component is missing or does not fit this peer.
+    NotRun = 5,
+}
+
+/// The record of one run.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ActivationRecord {
+    /// The trigger's name.
+    #[prost(string, tag = "1")]
+    pub trigger: String,
+    /// The function's name.
+    #[prost(string, tag = "2")]
+    pub function: String,
+    /// BLAKE3 of the component, 32 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub component: Bytes,
+    /// Name of the event's topic.
+    #[prost(string, tag = "4")]
+    pub topic: String,
+    /// The event's offset.
+    #[prost(uint64, tag = "5")]
+    pub offset: u64,
+    /// 1 for the first run of this event.
+    #[prost(uint32, tag = "6")]
+    pub attempt: u32,
+    /// When it started, in milliseconds since 1970-01-01 UTC.
+    #[prost(uint64, tag = "7")]
+    pub start_ms: u64,
+    /// How long it ran, in microseconds.
+    #[prost(uint64, tag = "8")]
+    pub duration_us: u64,
+    /// How it ended.
+    #[prost(enumeration = "Status", tag = "9")]
+    pub status: i32,
+    /// What went wrong, for people.
+    #[prost(string, tag = "10")]
+    pub error: String,
+    /// Its log lines, `level: text` each.
+    #[prost(string, repeated, tag = "11")]
+    pub log: Vec<String>,
+    /// Rows written.
+    #[prost(uint32, tag = "12")]
+    pub writes: u32,
+    /// Events emitted.
+    #[prost(uint32, tag = "13")]
+    pub emits: u32,
+    /// The peer that ran it, 32 bytes.
+    #[prost(bytes = "bytes", tag = "14")]
+    pub executor: Bytes,
+    /// Number of the record in its trigger and group, counted from 1; set when it is applied.
+    #[prost(uint64, tag = "15")]
+    pub number: u64,
+    /// What became of the event.
+    #[prost(enumeration = "Disposition", tag = "16")]
+    pub disposition: i32,
+}
+
+/// What a group hosts: all of it, so that applying it twice, or a later one without an earlier, does no harm.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GroupSpec {
+    /// Index of the catalog entry that made it. A group ignores one that is not newer than what it has.
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// The group's topics, by id.
+    #[prost(message, repeated, tag = "2")]
+    pub topics: Vec<TopicSpec>,
+    /// The triggers that match at least one of them, by id.
+    #[prost(message, repeated, tag = "3")]
+    pub triggers: Vec<TriggerSpec>,
+    /// Replicas wanted.
+    #[prost(uint32, tag = "4")]
+    pub replicas: u32,
+}
+
+/// A topic of a group.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct TopicSpec {
+    /// Topic id.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+}
+
+/// A trigger as a group needs it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct TriggerSpec {
+    /// The trigger as the catalog has it.
+    #[prost(message, required, tag = "1")]
+    pub info: TriggerInfo,
+    /// BLAKE3 of the function's component, 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub component: Bytes,
+    /// The function's limits.
+    #[prost(message, required, tag = "3")]
+    pub limits: FunctionLimits,
+    /// Its dead-letter topic.
+    #[prost(message, required, tag = "4")]
+    pub dead: Target,
+}
+
+/// What one run may use. Zero means the default, which the accessors give.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct FunctionLimits {
+    /// Linear memory, in bytes.
+    #[prost(uint64, tag = "1")]
+    pub memory: u64,
+    /// Time, in milliseconds.
+    #[prost(uint32, tag = "2")]
+    pub time_ms: u32,
+    /// Bytes of all emitted events together.
+    #[prost(uint64, tag = "3")]
+    pub emit_bytes: u64,
+    /// Rows written.
+    #[prost(uint32, tag = "4")]
+    pub writes: u32,
+}
+
+impl FunctionLimits {
+    /// Linear memory in bytes; 64 MiB unless set.
+    pub fn memory_bytes(&self) -> u64 {
+        if self.memory == 0 { 64 << 20 } else { self.memory.min(256 << 20) }
+    }
+
+    /// Time in milliseconds; one second unless set.
+    pub fn time(&self) -> u32 {
+        if self.time_ms == 0 { 1000 } else { self.time_ms.min(60_000) }
+    }
+
+    /// Emitted bytes; 1 MiB unless set, and never more than fits an entry.
+    pub fn emitted(&self) -> u64 {
+        if self.emit_bytes == 0 { 1 << 20 } else { self.emit_bytes.min(2 << 20) }
+    }
+
+    /// Rows written; 256 unless set.
+    pub fn rows(&self) -> u32 {
+        if self.writes == 0 { 256 } else { self.writes.min(4096) }
+    }
+}
+
+/// A client's write to function state.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct StateWrite {
+    /// The namespace of rows.
+    #[prost(string, tag = "1")]
+    pub bucket: String,
+    /// The writes.
+    #[prost(message, repeated, tag = "2")]
+    pub ops: Vec<StateOp>,
+}
+
+/// Effects that left the outbox.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct OutboxAck {
+    /// The topic that they were meant for.
+    #[prost(uint64, tag = "1")]
+    pub topic: u64,
+    /// All up to this sequence.
+    #[prost(uint64, tag = "2")]
+    pub through: u64,
+    /// The topic is gone: they go to their dead-letter topics.
+    #[prost(bool, tag = "3")]
+    pub refused: bool,
+}
+
+/// A producer that ended in order.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct EndProducer {
+    /// The topic.
+    #[prost(uint64, tag = "1")]
+    pub topic: u64,
+    /// The producer, 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub producer: Bytes,
+    /// Its last sequence; ignored if the group knows a later one.
+    #[prost(uint64, tag = "3")]
+    pub last_sequence: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message;
+
+    #[test]
+    fn an_append_is_pinned() {
+        let item = AppendItem {
+            topic: 3,
+            producer: Bytes::from_static(&[0xaa; 16]),
+            first_sequence: 1,
+            events: vec![Event::new("x")],
+        };
+        let command = Command { time_ms: 5, kind: Some(Kind::Append(Append { items: vec![item] })) };
+        let mut want = b"\x08\x05\x12\x1d\x0a\x1b\x08\x03\x12\x10".to_vec();
+        want.extend_from_slice(&[0xaa; 16]);
+        want.extend_from_slice(b"\x18\x01\x22\x03\x1a\x01x");
+        assert_eq!(command.encode_to_vec(), want);
+        assert_eq!(Command::decode(want.as_slice()), Ok(command));
+    }
+}

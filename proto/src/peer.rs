@@ -1,0 +1,249 @@
+//! What peers say to each other: who they are, where a group's replicas live, and Raft messages.
+//!
+//! The Raft messages have the field numbers of raft-rs's `eraftpb.proto`, but are parsed here by prost: the parser
+//! that raft-rs brings along (rust-protobuf 2, RUSTSEC-2024-0437) never meets a byte from the network.
+
+use bytes::Bytes;
+
+use crate::id::{ParseIdError, PeerId};
+
+/// Where a peer stands between sensors and datacentre.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum Tier {
+    /// A device.
+    Iot = 0,
+    /// A box near devices.
+    Edge = 1,
+    /// A datacentre.
+    Cloud = 2,
+}
+
+impl Tier {
+    /// The tier's name, as flags and files write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Iot => "iot",
+            Self::Edge => "edge",
+            Self::Cloud => "cloud",
+        }
+    }
+}
+
+impl std::str::FromStr for Tier {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "iot" => Ok(Self::Iot),
+            "edge" => Ok(Self::Edge),
+            "cloud" => Ok(Self::Cloud),
+            other => Err(format!("`{other}` is not a tier; use iot, edge or cloud")),
+        }
+    }
+}
+
+/// A replica of a group.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Replica {
+    /// Its Raft id: unique in the group, never used again.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// The peer that holds it: its public key, 32 bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub peer: Vec<u8>,
+    /// Multiaddresses of the peer, as last known.
+    #[prost(string, repeated, tag = "3")]
+    pub addresses: Vec<String>,
+}
+
+impl Replica {
+    /// The peer that holds it.
+    pub fn peer_id(&self) -> Result<PeerId, ParseIdError> {
+        PeerId::from_slice(&self.peer)
+    }
+}
+
+/// A label: what a peer offers.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, prost::Message)]
+pub struct Label {
+    /// Name.
+    #[prost(string, tag = "1")]
+    pub key: String,
+    /// Value.
+    #[prost(string, tag = "2")]
+    pub value: String,
+}
+
+/// A peer's description of itself.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PeerInfo {
+    /// Public key, 32 bytes.
+    #[prost(bytes = "vec", tag = "1")]
+    pub peer: Vec<u8>,
+    /// Multiaddresses at which it can be reached.
+    #[prost(string, repeated, tag = "2")]
+    pub addresses: Vec<String>,
+    /// Tier.
+    #[prost(enumeration = "Tier", tag = "3")]
+    pub tier: i32,
+    /// Site: the failure and latency domain.
+    #[prost(string, tag = "4")]
+    pub site: String,
+    /// Labels.
+    #[prost(message, repeated, tag = "5")]
+    pub labels: Vec<Label>,
+    /// Logical processors.
+    #[prost(uint32, tag = "6")]
+    pub cpus: u32,
+    /// Memory of the machine, in bytes.
+    #[prost(uint64, tag = "7")]
+    pub memory: u64,
+    /// Replicas held.
+    #[prost(uint32, tag = "8")]
+    pub replicas: u32,
+    /// Groups led.
+    #[prost(uint32, tag = "9")]
+    pub leads: u32,
+    /// Version of the program.
+    #[prost(string, tag = "10")]
+    pub version: String,
+    /// Milliseconds since it was last heard of, by whoever answers.
+    #[prost(uint64, tag = "11")]
+    pub heard_ms_ago: u64,
+}
+
+/// How a replica comes to life on a peer: enough to start with an empty log and the group's first configuration.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Seed {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// Its name, unique in its namespace.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Its namespace.
+    #[prost(string, tag = "3")]
+    pub namespace: String,
+    /// The voters that the group began with.
+    #[prost(message, repeated, tag = "4")]
+    pub first: Vec<Replica>,
+    /// The id of the replica that is to be created.
+    #[prost(uint64, tag = "5")]
+    pub replica: u64,
+    /// The mesh, 16 bytes.
+    #[prost(bytes = "vec", tag = "6")]
+    pub mesh: Vec<u8>,
+}
+
+/// Messages between two peers' replicas, of any groups, in the order in which they were sent.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RaftBatch {
+    /// The messages.
+    #[prost(message, repeated, tag = "1")]
+    pub messages: Vec<RaftEnvelope>,
+}
+
+/// One Raft message with its group.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RaftEnvelope {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The message.
+    #[prost(message, required, tag = "2")]
+    pub message: RaftMessage,
+}
+
+/// `eraftpb.Entry`.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RaftEntry {
+    /// 0 normal, 1 configuration change, 2 configuration change v2.
+    #[prost(int32, tag = "1")]
+    pub entry_type: i32,
+    /// Term.
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    /// Index.
+    #[prost(uint64, tag = "3")]
+    pub index: u64,
+    /// A [`crate::log::Command`], or a configuration change.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub data: Bytes,
+    /// Context.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub context: Bytes,
+}
+
+/// `eraftpb.Message`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RaftMessage {
+    /// `eraftpb.MessageType`.
+    #[prost(int32, tag = "1")]
+    pub msg_type: i32,
+    /// Replica id of the receiver.
+    #[prost(uint64, tag = "2")]
+    pub to: u64,
+    /// Replica id of the sender.
+    #[prost(uint64, tag = "3")]
+    pub from: u64,
+    /// Term.
+    #[prost(uint64, tag = "4")]
+    pub term: u64,
+    /// Term of the entry before `entries`.
+    #[prost(uint64, tag = "5")]
+    pub log_term: u64,
+    /// Index of the entry before `entries`.
+    #[prost(uint64, tag = "6")]
+    pub index: u64,
+    /// Entries.
+    #[prost(message, repeated, tag = "7")]
+    pub entries: Vec<RaftEntry>,
+    /// Commit index.
+    #[prost(uint64, tag = "8")]
+    pub commit: u64,
+    /// Rejected.
+    #[prost(bool, tag = "10")]
+    pub reject: bool,
+    /// Where the rejecting log may match.
+    #[prost(uint64, tag = "11")]
+    pub reject_hint: u64,
+    /// Context, of read index requests and transfers.
+    #[prost(bytes = "bytes", tag = "12")]
+    pub context: Bytes,
+    /// Index from which a snapshot is asked for.
+    #[prost(uint64, tag = "13")]
+    pub request_snapshot: u64,
+    /// Term of the commit index.
+    #[prost(uint64, tag = "15")]
+    pub commit_term: u64,
+    /// Priority.
+    #[prost(int64, tag = "16")]
+    pub priority: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use prost::Message;
+
+    #[test]
+    fn raft_messages_are_pinned() {
+        let message = RaftMessage {
+            msg_type: 3,
+            to: 2,
+            from: 1,
+            term: 5,
+            log_term: 4,
+            index: 9,
+            entries: vec![RaftEntry { term: 5, index: 10, data: Bytes::from_static(b"x"), ..RaftEntry::default() }],
+            commit: 9,
+            ..RaftMessage::default()
+        };
+        let envelope = RaftEnvelope { group: 7, message };
+        assert_eq!(
+            envelope.encode_to_vec(),
+            b"\x08\x07\x12\x17\x08\x03\x10\x02\x18\x01\x20\x05\x28\x04\x30\x09\x3a\x07\x10\x05\x18\x0a\x22\x01x\x40\x09"
+        );
+    }
+}

@@ -1,0 +1,660 @@
+//! What a client asks a peer, and what peers ask each other, over a long-lived stream.
+//!
+//! A connection opens one stream per protocol. On the `client` and `peer` protocols, requests and responses are
+//! frames ([`crate::frame`]) that carry an id; responses may come in another order than the requests. The first
+//! request is [`Hello`]. On the `subscribe` protocol, the client sends one [`Subscribe`] and reads [`Delivery`]
+//! frames until either side ends the stream. On the `raft` protocol, one side sends [`crate::peer::RaftBatch`].
+
+use bytes::Bytes;
+
+use crate::catalog::{CatalogCommand, CatalogReply, FunctionInfo, GroupInfo, TopicInfo, TriggerInfo};
+use crate::error::WireError;
+use crate::event::{Event, Receipt, Stored};
+use crate::log::{ActivationRecord, StateOp, StateWrite};
+use crate::peer::{PeerInfo, Replica, Seed};
+
+/// Version of the requests and responses here. The first one is 1.
+pub const VERSION: u32 = 1;
+
+/// Name of a stream protocol in a mesh: `/canal/MESH/WHAT/1`, with WHAT one of `client`, `peer`, `subscribe`,
+/// `raft`, `kad`. Until credentials stand, this is what keeps two meshes apart.
+pub fn protocol(mesh: &str, what: &str) -> String {
+    format!("/canal/{mesh}/{what}/1")
+}
+
+/// A request.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Request {
+    /// Chosen by the client; the response has the same.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// How long the client waits, in milliseconds. Zero: 5 s.
+    #[prost(uint32, tag = "2")]
+    pub deadline_ms: u32,
+    /// What is asked.
+    #[prost(oneof = "Ask", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21")]
+    pub ask: Option<Ask>,
+}
+
+/// What is asked.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Ask {
+    /// Opens the conversation.
+    #[prost(message, tag = "3")]
+    Hello(Hello),
+    /// Where a topic, group or catalog lives. Any peer answers.
+    #[prost(message, tag = "4")]
+    Resolve(Resolve),
+    /// Publishes events. The group's leader answers.
+    #[prost(message, tag = "5")]
+    Publish(Publish),
+    /// Ends a producer. The group's leader answers.
+    #[prost(message, tag = "6")]
+    EndProducer(EndProducer),
+    /// How a topic stands. Any replica of its group answers.
+    #[prost(message, tag = "7")]
+    TopicStatus(TopicStatusAsk),
+    /// Changes the catalog. Its leader answers.
+    #[prost(message, tag = "8")]
+    Change(CatalogCommand),
+    /// Reads the catalog. Any replica of it answers, its leader with the latest.
+    #[prost(message, tag = "9")]
+    Catalog(CatalogAsk),
+    /// Reads a piece of a component. Any replica of the catalog answers.
+    #[prost(message, tag = "10")]
+    Blob(BlobAsk),
+    /// Reads function state.
+    #[prost(message, tag = "11")]
+    StateGet(StateGet),
+    /// Lists function state.
+    #[prost(message, tag = "12")]
+    StateList(StateList),
+    /// Writes function state. The group's leader answers.
+    #[prost(message, tag = "13")]
+    StatePut(StatePut),
+    /// Lists activation records. The group's leader answers.
+    #[prost(message, tag = "14")]
+    Activations(ActivationsAsk),
+    /// How a group stands. Any replica of it answers.
+    #[prost(uint64, tag = "15")]
+    GroupStatus(u64),
+    /// The peers that the catalog's leader knows of.
+    #[prost(message, tag = "16")]
+    Peers(PeersAsk),
+    /// How this peer stands.
+    #[prost(message, tag = "17")]
+    PeerStatus(PeerStatusAsk),
+    /// Tells the catalog's leader of a peer. Only between peers.
+    #[prost(message, tag = "18")]
+    Announce(PeerInfo),
+    /// Creates a replica here. Only between peers.
+    #[prost(message, tag = "19")]
+    CreateReplica(Seed),
+    /// Proposes a spec to a group. Only between peers; the group's leader answers.
+    #[prost(message, tag = "20")]
+    ApplySpec(ApplySpec),
+    /// Asks the catalog's leader where a group may grow. Only between peers.
+    #[prost(message, tag = "21")]
+    Candidates(CandidatesAsk),
+}
+
+/// Opens the conversation.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Hello {
+    /// [`VERSION`] of the sender.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// The namespace of all names in the conversation.
+    #[prost(string, tag = "2")]
+    pub namespace: String,
+    /// Between peers: the sender's mesh, 16 bytes. Empty from a client, and from a peer that has yet to join.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub mesh: Bytes,
+    /// Between peers: the addresses at which the sender can be reached.
+    #[prost(string, repeated, tag = "4")]
+    pub addresses: Vec<String>,
+}
+
+/// Answers a [`Hello`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Welcome {
+    /// [`VERSION`] of the peer.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// The peer's public key, 32 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub peer: Bytes,
+    /// The mesh, 16 bytes; empty from a peer that has yet to join.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub mesh: Bytes,
+    /// The mesh's name.
+    #[prost(string, tag = "4")]
+    pub mesh_name: String,
+    /// The peer's addresses.
+    #[prost(string, repeated, tag = "5")]
+    pub addresses: Vec<String>,
+}
+
+/// Asks where something lives.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Resolve {
+    /// A topic's name, [`crate::route::CATALOG`] or a [`crate::route::group_name`].
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Asks the DHT again, whatever is cached.
+    #[prost(bool, tag = "2")]
+    pub fresh: bool,
+}
+
+/// Where something lives.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Route {
+    /// Topic id, or 0.
+    #[prost(uint64, tag = "1")]
+    pub topic: u64,
+    /// The group.
+    #[prost(uint64, tag = "2")]
+    pub group: u64,
+    /// Epoch of the record.
+    #[prost(uint64, tag = "3")]
+    pub epoch: u64,
+    /// The replicas.
+    #[prost(message, repeated, tag = "4")]
+    pub replicas: Vec<Replica>,
+    /// Replica id of the leader, as last known; 0 when unknown.
+    #[prost(uint64, tag = "5")]
+    pub leader: u64,
+    /// How it was found: `local`, `cache`, `dht` or `catalog`.
+    #[prost(string, tag = "6")]
+    pub source: String,
+}
+
+/// Publishes events to one topic.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Publish {
+    /// The topic's name.
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    /// The topic's id, to be sure that it is still the same topic; 0: whatever has the name.
+    #[prost(uint64, tag = "2")]
+    pub topic_id: u64,
+    /// The producer, 16 bytes.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub producer: Bytes,
+    /// Sequence of the first event, in this topic, from 1; the others follow on.
+    #[prost(uint64, tag = "4")]
+    pub first_sequence: u64,
+    /// The events.
+    #[prost(message, repeated, tag = "5")]
+    pub events: Vec<Event>,
+}
+
+/// Ends a producer that has all its receipts, so that the group may forget it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct EndProducer {
+    /// The topic's name.
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    /// The producer, 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub producer: Bytes,
+    /// Its last sequence.
+    #[prost(uint64, tag = "3")]
+    pub last_sequence: u64,
+}
+
+/// Asks how a topic stands.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct TopicStatusAsk {
+    /// The topic's name.
+    #[prost(string, tag = "1")]
+    pub topic: String,
+}
+
+/// How a topic stands, at the replica that answers.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct TopicStatus {
+    /// Topic id.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// The group.
+    #[prost(uint64, tag = "2")]
+    pub group: u64,
+    /// Offset of the oldest event that can be read.
+    #[prost(uint64, tag = "3")]
+    pub oldest: u64,
+    /// Offset that the next event will get.
+    #[prost(uint64, tag = "4")]
+    pub next: u64,
+    /// Producers remembered.
+    #[prost(uint64, tag = "5")]
+    pub producers: u64,
+    /// Bytes of payload appended.
+    #[prost(uint64, tag = "6")]
+    pub bytes: u64,
+}
+
+/// Reads the catalog.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CatalogAsk {
+    /// Topics that this pattern matches. Empty: all but the system's.
+    #[prost(string, tag = "1")]
+    pub pattern: String,
+    /// Parts wanted: any of `topics`, `groups`, `functions`, `triggers`.
+    #[prost(string, repeated, tag = "2")]
+    pub parts: Vec<String>,
+    /// Only from the leader, after a round with its majority.
+    #[prost(bool, tag = "3")]
+    pub linearizable: bool,
+}
+
+/// The catalog, or parts of it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CatalogView {
+    /// Topics, by name.
+    #[prost(message, repeated, tag = "1")]
+    pub topics: Vec<TopicInfo>,
+    /// Groups, by id.
+    #[prost(message, repeated, tag = "2")]
+    pub groups: Vec<GroupInfo>,
+    /// Functions, by name.
+    #[prost(message, repeated, tag = "3")]
+    pub functions: Vec<FunctionInfo>,
+    /// Triggers, by name.
+    #[prost(message, repeated, tag = "4")]
+    pub triggers: Vec<TriggerInfo>,
+    /// Index of the catalog entry up to which this holds.
+    #[prost(uint64, tag = "5")]
+    pub applied: u64,
+}
+
+/// Reads a piece of a component.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct BlobAsk {
+    /// BLAKE3 of the whole, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub hash: Bytes,
+    /// Number of the piece.
+    #[prost(uint32, tag = "2")]
+    pub number: u32,
+}
+
+/// A piece of a component.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Blob {
+    /// The piece; empty behind the last.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: Bytes,
+}
+
+/// How fresh a read has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]
+#[repr(i32)]
+pub enum Consistency {
+    /// The latest: the leader confirms with a majority that it still leads (Raft thesis, 6.4).
+    Linearizable = 0,
+    /// What the replica that answers has applied.
+    Stale = 1,
+}
+
+/// Reads one row of function state.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct StateGet {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The namespace of rows.
+    #[prost(string, tag = "2")]
+    pub bucket: String,
+    /// Key of the row.
+    #[prost(string, tag = "3")]
+    pub key: String,
+    /// How fresh.
+    #[prost(enumeration = "Consistency", tag = "4")]
+    pub consistency: i32,
+}
+
+/// Lists rows of function state, by key.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct StateList {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The namespace of rows.
+    #[prost(string, tag = "2")]
+    pub bucket: String,
+    /// Prefix of the keys.
+    #[prost(string, tag = "3")]
+    pub prefix: String,
+    /// Rows at most; 0 or more than [`crate::limits::MAX_SCAN`]: that many.
+    #[prost(uint32, tag = "4")]
+    pub limit: u32,
+    /// How fresh.
+    #[prost(enumeration = "Consistency", tag = "5")]
+    pub consistency: i32,
+}
+
+/// Rows of function state.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct StateRows {
+    /// The rows. A `StateGet` of a row that does not exist answers none.
+    #[prost(message, repeated, tag = "1")]
+    pub rows: Vec<StateOp>,
+    /// Index of the entry up to which this holds.
+    #[prost(uint64, tag = "2")]
+    pub applied: u64,
+}
+
+/// Writes function state.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct StatePut {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The writes.
+    #[prost(message, required, tag = "2")]
+    pub write: StateWrite,
+}
+
+/// Lists activation records, the newest first.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ActivationsAsk {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// Name of the trigger; empty: all of the group.
+    #[prost(string, tag = "2")]
+    pub trigger: String,
+    /// Records at most. Zero: 50.
+    #[prost(uint32, tag = "3")]
+    pub limit: u32,
+    /// Only this number (0: any); needs the trigger.
+    #[prost(uint64, tag = "4")]
+    pub number: u64,
+}
+
+/// Activation records.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Activations {
+    /// The records.
+    #[prost(message, repeated, tag = "1")]
+    pub records: Vec<ActivationRecord>,
+}
+
+/// Asks for the peers.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct PeersAsk {}
+
+/// The peers, by id.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Peers {
+    /// The peers.
+    #[prost(message, repeated, tag = "1")]
+    pub peers: Vec<PeerInfo>,
+}
+
+/// Asks a peer how it stands.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct PeerStatusAsk {}
+
+/// How a peer stands.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PeerStatus {
+    /// The peer.
+    #[prost(message, required, tag = "1")]
+    pub info: PeerInfo,
+    /// Replicas held here.
+    #[prost(message, repeated, tag = "2")]
+    pub groups: Vec<GroupStatus>,
+    /// Peers in the routing table.
+    #[prost(uint32, tag = "3")]
+    pub neighbours: u32,
+    /// Route records stored for the DHT.
+    #[prost(uint32, tag = "4")]
+    pub records: u32,
+    /// Route records refused: unsigned, forged, stale, oversized.
+    #[prost(uint64, tag = "5")]
+    pub records_refused: u64,
+    /// Whether this peer has joined a mesh.
+    #[prost(bool, tag = "6")]
+    pub joined: bool,
+}
+
+/// How a group stands, at the replica that answers.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GroupStatus {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// This replica's id.
+    #[prost(uint64, tag = "3")]
+    pub replica: u64,
+    /// Replica id of the leader; 0 when there is none.
+    #[prost(uint64, tag = "4")]
+    pub leader: u64,
+    /// Term.
+    #[prost(uint64, tag = "5")]
+    pub term: u64,
+    /// Index of the last committed entry.
+    #[prost(uint64, tag = "6")]
+    pub committed: u64,
+    /// Index of the last applied entry.
+    #[prost(uint64, tag = "7")]
+    pub applied: u64,
+    /// Index of the last entry in the log.
+    #[prost(uint64, tag = "8")]
+    pub last: u64,
+    /// Epoch of the route.
+    #[prost(uint64, tag = "9")]
+    pub epoch: u64,
+    /// All replicas.
+    #[prost(message, repeated, tag = "10")]
+    pub replicas: Vec<Replica>,
+    /// Ids of those that vote.
+    #[prost(uint64, repeated, tag = "11")]
+    pub voters: Vec<u64>,
+    /// Replicas wanted.
+    #[prost(uint32, tag = "12")]
+    pub wanted: u32,
+    /// Version of the spec applied.
+    #[prost(uint64, tag = "13")]
+    pub spec_version: u64,
+    /// Effects in the outbox.
+    #[prost(uint64, tag = "14")]
+    pub outbox: u64,
+    /// Topics, by id, with their next offsets.
+    #[prost(message, repeated, tag = "15")]
+    pub topics: Vec<TopicStatus>,
+    /// Lag of each trigger.
+    #[prost(message, repeated, tag = "16")]
+    pub triggers: Vec<TriggerLag>,
+}
+
+/// How far a trigger is in a topic.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct TriggerLag {
+    /// The trigger's name.
+    #[prost(string, tag = "1")]
+    pub trigger: String,
+    /// The topic's name.
+    #[prost(string, tag = "2")]
+    pub topic: String,
+    /// All events before this offset are handled.
+    #[prost(uint64, tag = "3")]
+    pub low: u64,
+    /// Events not handled yet.
+    #[prost(uint64, tag = "4")]
+    pub waiting: u64,
+    /// Of these, events that failed and wait for another try.
+    #[prost(uint64, tag = "5")]
+    pub parked: u64,
+}
+
+/// Proposes a spec to a group.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ApplySpec {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The spec.
+    #[prost(message, required, tag = "2")]
+    pub spec: crate::log::GroupSpec,
+}
+
+/// Asks where a group may grow.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct CandidatesAsk {
+    /// Peers that hold a replica already: public keys.
+    #[prost(bytes = "bytes", repeated, tag = "1")]
+    pub held: Vec<Bytes>,
+    /// Replicas wanted in all.
+    #[prost(uint32, tag = "2")]
+    pub wanted: u32,
+}
+
+/// A response.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Response {
+    /// The request's id.
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    /// The answer.
+    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    pub answer: Option<Answer>,
+}
+
+/// An answer.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Answer {
+    /// It went wrong.
+    #[prost(message, tag = "2")]
+    Error(WireError),
+    /// To [`Ask::Hello`].
+    #[prost(message, tag = "3")]
+    Welcome(Welcome),
+    /// To [`Ask::Resolve`].
+    #[prost(message, tag = "4")]
+    Route(Route),
+    /// To [`Ask::Publish`].
+    #[prost(message, tag = "5")]
+    Receipt(Receipt),
+    /// It is done; there is nothing to say.
+    #[prost(message, tag = "6")]
+    Done(Done),
+    /// To [`Ask::TopicStatus`].
+    #[prost(message, tag = "7")]
+    TopicStatus(TopicStatus),
+    /// To [`Ask::Change`].
+    #[prost(message, tag = "8")]
+    Changed(CatalogReply),
+    /// To [`Ask::Catalog`].
+    #[prost(message, tag = "9")]
+    Catalog(CatalogView),
+    /// To [`Ask::Blob`].
+    #[prost(message, tag = "10")]
+    Blob(Blob),
+    /// To [`Ask::StateGet`] and [`Ask::StateList`].
+    #[prost(message, tag = "11")]
+    Rows(StateRows),
+    /// To [`Ask::Activations`].
+    #[prost(message, tag = "12")]
+    Activations(Activations),
+    /// To [`Ask::GroupStatus`].
+    #[prost(message, tag = "13")]
+    GroupStatus(GroupStatus),
+    /// To [`Ask::Peers`] and [`Ask::Candidates`] (the chosen ones, best first).
+    #[prost(message, tag = "14")]
+    Peers(Peers),
+    /// To [`Ask::PeerStatus`].
+    #[prost(message, tag = "15")]
+    PeerStatus(PeerStatus),
+}
+
+/// Nothing to say.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Done {
+    /// Index of the entry, where there was one.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+}
+
+/// Opens a subscription to one topic, at any replica of its group.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Subscribe {
+    /// [`VERSION`] of the client.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// The namespace.
+    #[prost(string, tag = "2")]
+    pub namespace: String,
+    /// The topic's name.
+    #[prost(string, tag = "3")]
+    pub topic: String,
+    /// Topic id, to be sure that it is still the same topic; 0: whatever has the name.
+    #[prost(uint64, tag = "4")]
+    pub topic_id: u64,
+    /// Where to begin.
+    #[prost(oneof = "From", tags = "5, 6, 7")]
+    pub from: Option<From>,
+}
+
+/// Where a subscription begins.
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub enum From {
+    /// At the oldest event there is.
+    #[prost(message, tag = "5")]
+    Earliest(Done),
+    /// Behind the newest event that the replica has applied.
+    #[prost(message, tag = "6")]
+    Latest(Done),
+    /// At this offset.
+    #[prost(uint64, tag = "7")]
+    Offset(u64),
+}
+
+/// What a subscriber reads.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Delivery {
+    /// The content.
+    #[prost(oneof = "Content", tags = "1, 2, 3")]
+    pub content: Option<Content>,
+}
+
+/// The content of a delivery.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Content {
+    /// The subscription ends with an error.
+    #[prost(message, tag = "1")]
+    Error(WireError),
+    /// The subscription stands; comes first, once.
+    #[prost(message, tag = "2")]
+    Opened(Opened),
+    /// Events, in order.
+    #[prost(message, tag = "3")]
+    Events(Events),
+}
+
+/// The subscription stands.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Opened {
+    /// Topic id.
+    #[prost(uint64, tag = "1")]
+    pub topic: u64,
+    /// Offset of the first event that will come.
+    #[prost(uint64, tag = "2")]
+    pub next: u64,
+    /// Offset that the topic's next event will get, as this replica knows it.
+    #[prost(uint64, tag = "3")]
+    pub head: u64,
+}
+
+/// Events of a topic.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Events {
+    /// The events, at consecutive offsets.
+    #[prost(message, repeated, tag = "1")]
+    pub events: Vec<Stored>,
+}

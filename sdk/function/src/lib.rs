@@ -1,0 +1,1 @@
+//! The guest library for Canal functions.
