@@ -1,7 +1,9 @@
 //! Between the wire's Raft messages, which prost parses, and raft-rs's own types.
 
 use canal_proto::peer::{RaftEntry, RaftMessage};
-use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType,
+};
 
 /// A message that can't be what a replica sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

@@ -11,3 +11,6 @@ pub mod log;
 pub mod machine;
 pub mod rows;
 pub mod txn;
+
+#[cfg(test)]
+mod sim;

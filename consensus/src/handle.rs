@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use canal_proto::log::{AppendItem, Kind};
 use canal_proto::peer::{RaftEnvelope, Replica, Seed};
-use canal_proto::{Code, GroupId, Receipt, TopicId, WireError};
+use canal_proto::{Code, GroupId, MeshId, Receipt, TopicId, WireError};
 use crossbeam_channel::{Sender, TrySendError};
 use parking_lot::RwLock;
 use tokio::sync::{oneshot, watch};
@@ -77,6 +77,8 @@ pub enum Error {
 
 /// What is shared about one group.
 pub(crate) struct Shared {
+    pub(crate) mesh: Option<MeshId>,
+    pub(crate) seed: Seed,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) heads: RwLock<BTreeMap<TopicId, u64>>,
 }
@@ -116,7 +118,8 @@ impl Service {
             log,
         });
         let worker = worker::Worker::open(inner.clone(), requests, outgoing, &options)?;
-        let thread = std::thread::Builder::new().name("raft".into()).spawn(move || worker.run()).map_err(Error::Thread)?;
+        let thread =
+            std::thread::Builder::new().name("raft".into()).spawn(move || worker.run()).map_err(Error::Thread)?;
         Ok((Self { inner: inner.clone(), thread: Some(thread) }, Handle { inner }))
     }
 }
@@ -216,6 +219,16 @@ impl GroupHandle {
         self.id
     }
 
+    /// The mesh that the replica was created in.
+    pub fn mesh(&self) -> Option<MeshId> {
+        self.shared.mesh
+    }
+
+    /// The group's name, and what else the replica was created with.
+    pub fn seed(&self) -> &Seed {
+        &self.shared.seed
+    }
+
     /// How this replica stands.
     pub fn status(&self) -> Status {
         self.shared.status.borrow().clone()
@@ -236,33 +249,32 @@ impl GroupHandle {
         View::new(self.id, self.inner.kv.clone(), self.inner.log.clone())
     }
 
-    async fn ask(&self, make: impl FnOnce(Responder) -> Command) -> Result<Reply, Error> {
+    fn begin(&self, make: impl FnOnce(Responder) -> Command) -> Result<Asked, Error> {
         let (responder, answer) = oneshot::channel();
         match self.inner.inbox.try_send(Request::Group(self.id, make(responder))) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => return Err(Refused::Busy.into()),
-            Err(TrySendError::Disconnected(_)) => return Err(Error::Stopped),
+            Ok(()) => Ok(Asked(answer)),
+            Err(TrySendError::Full(_)) => Err(Refused::Busy.into()),
+            Err(TrySendError::Disconnected(_)) => Err(Error::Stopped),
         }
-        Ok(answer.await.map_err(|_| Error::Stopped)??)
     }
 
-    /// Publishes events; returns when they are committed and applied here.
+    async fn ask(&self, make: impl FnOnce(Responder) -> Command) -> Result<Reply, Error> {
+        self.begin(make)?.answer().await
+    }
+
+    /// Puts events behind those of earlier calls, and returns at once. [`Appending::receipt`] waits until they are
+    /// committed and applied here.
     ///
     /// # Errors
-    /// [`Error::Refused`] when this replica does not lead or is busy, [`Error::Answer`] with the state machine's
-    /// reason. After `NotLeader` the events may or may not have been appended: send them again with the same
-    /// sequence.
-    pub async fn append(&self, item: AppendItem) -> Result<Receipt, Error> {
-        match self.ask(|responder| Command::Append(item, responder)).await? {
-            Reply::Appended(mut results) => Ok(results.pop().unwrap_or_else(|| Err(no_answer()))?),
-            _ => Err(no_answer().into()),
-        }
+    /// [`Error::Refused`] when the worker is busy.
+    pub fn append(&self, item: AppendItem) -> Result<Appending, Error> {
+        self.begin(|responder| Command::Append(item, responder)).map(Appending)
     }
 
     /// Proposes a command; returns when it is committed and applied here.
     ///
     /// # Errors
-    /// As [`Self::append`].
+    /// As [`Appending::receipt`].
     pub async fn propose(&self, kind: Kind) -> Result<Reply, Error> {
         self.ask(|responder| Command::Propose(Box::new(kind), responder)).await
     }
@@ -299,6 +311,32 @@ impl GroupHandle {
     /// Says that a replica could not be reached.
     pub fn unreachable(&self, id: u64) {
         let _ = self.inner.inbox.try_send(Request::Group(self.id, Command::Unreachable(id)));
+    }
+}
+
+struct Asked(oneshot::Receiver<Result<Reply, Refused>>);
+
+impl Asked {
+    async fn answer(self) -> Result<Reply, Error> {
+        Ok(self.0.await.map_err(|_| Error::Stopped)??)
+    }
+}
+
+/// Events on their way into the log.
+pub struct Appending(Asked);
+
+impl Appending {
+    /// Waits until the events are committed and applied here.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when this replica does not lead or is busy, [`Error::Answer`] with the state machine's
+    /// reason. After `NotLeader` the events may or may not have been appended: send them again with the same
+    /// sequence.
+    pub async fn receipt(self) -> Result<Receipt, Error> {
+        match self.0.answer().await? {
+            Reply::Appended(mut results) => Ok(results.pop().unwrap_or_else(|| Err(no_answer()))?),
+            _ => Err(no_answer().into()),
+        }
     }
 }
 

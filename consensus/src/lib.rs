@@ -16,5 +16,5 @@ mod worker;
 pub use core::group::{Refused, Status, Ticks};
 pub use core::machine::{OutcomeResult, Reply};
 pub use core::rows::Configuration;
-pub use handle::{Error, GroupHandle, Handle, Options, Outgoing, Service};
+pub use handle::{Appending, Error, GroupHandle, Handle, Membership, Options, Outgoing, Service, Watch};
 pub use view::View;

@@ -230,8 +230,12 @@ impl LogStore {
         for dir in [Some(dir), dir.parent()].into_iter().flatten().filter(|dir| !dir.as_os_str().is_empty()) {
             File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| failed(error.to_string()))?;
         }
-        let inner =
-            Inner { engine: Some(engine), dir: dir.to_owned(), writing: Mutex::new(()), stopped: AtomicBool::new(false) };
+        let inner = Inner {
+            engine: Some(engine),
+            dir: dir.to_owned(),
+            writing: Mutex::new(()),
+            stopped: AtomicBool::new(false),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -255,9 +259,9 @@ impl LogStore {
 
     /// A group's hard state and the extent of its log; `None` if neither was ever written.
     pub fn load(&self, group: GroupId) -> Result<Option<Loaded>, Error> {
-        let engine = self.engine()?;
-        let hard_state = engine.get_message(group.0, HARD_STATE).map_err(|error| self.reading(error))?;
-        Ok(match (hard_state, span(engine, group)) {
+        let (hard_state, span) =
+            self.read(|engine| Ok((engine.get_message(group.0, HARD_STATE)?, span(engine, group))))?;
+        Ok(match (hard_state, span) {
             (None, None) => None,
             (hard_state, span) => {
                 let (first, last) = span.unwrap_or((1, 0));
@@ -272,37 +276,22 @@ impl LogStore {
         if low >= high {
             return Ok(Vec::new());
         }
-        let engine = self.engine()?;
         let max_bytes = max_bytes.unwrap_or(MAX_READ_BYTES).min(MAX_READ_BYTES) as usize;
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
+        self.read(|engine| {
             let (first, last) = span(engine, group).unwrap_or((1, 0));
             if low < first || high > last.saturating_add(1) {
-                return Err(Error::Missing { group, low, high, first, last });
+                return Ok(Err(Error::Missing { group, low, high, first, last }));
             }
             let end = high.min(low.saturating_add(MAX_READ_ENTRIES));
             let mut entries = Vec::new();
-            match engine.fetch_entries_to::<Entries>(group.0, low, end, Some(max_bytes), &mut entries) {
-                Ok(_) => return Ok(entries),
-                Err(error) if attempt == READ_ATTEMPTS => return Err(self.reading(error)),
-                Err(_) => {}
-            }
-        }
+            engine.fetch_entries_to::<Entries>(group.0, low, end, Some(max_bytes), &mut entries)?;
+            Ok(Ok(entries))
+        })?
     }
 
     /// The entry at `index`, if the log has it.
     pub fn entry(&self, group: GroupId, index: u64) -> Result<Option<Entry>, Error> {
-        let engine = self.engine()?;
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            match engine.get_entry::<Entries>(group.0, index) {
-                Ok(entry) => return Ok(entry),
-                Err(error) if attempt == READ_ATTEMPTS => return Err(self.reading(error)),
-                Err(_) => {}
-            }
-        }
+        self.read(|engine| engine.get_entry::<Entries>(group.0, index))
     }
 
     /// The term of the entry at `index`, if the log has it.
@@ -386,8 +375,18 @@ impl LogStore {
         Error::Write(reason)
     }
 
-    fn reading(&self, error: raft_engine::Error) -> Error {
-        Error::Damaged { dir: self.inner.dir.clone(), reason: error.to_string() }
+    /// Reads entries, again if that fails; raft-engine panics where a file has become shorter than it was.
+    fn read<T>(&self, read: impl Fn(&Engine<Files>) -> raft_engine::Result<T>) -> Result<T, Error> {
+        let engine = self.engine()?;
+        let mut reason = String::new();
+        for _ in 0..READ_ATTEMPTS {
+            reason = match catch_unwind(AssertUnwindSafe(|| read(engine))) {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => error.to_string(),
+                Err(panic) => text_of(panic.as_ref()),
+            };
+        }
+        Err(Error::Damaged { dir: self.inner.dir.clone(), reason })
     }
 }
 

@@ -98,9 +98,8 @@ impl View {
 
     /// The events that stand at one place of the log.
     fn at(&self, topic: TopicId, base: u64, locator: Locator) -> Result<Vec<Stored>, KvError> {
-        let missing = || {
-            KvError(format!("group {}: entry {} holds events, but is not in the log", self.group, locator.index))
-        };
+        let missing =
+            || KvError(format!("group {}: entry {} holds events, but is not in the log", self.group, locator.index));
         let entry = self.log.entry(self.group, locator.index).map_err(|e| KvError(e.to_string()))?;
         let command = Command::decode(entry.ok_or_else(missing)?.data).map_err(|e| KvError(e.to_string()))?;
         let part = locator.part as usize;

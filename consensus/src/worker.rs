@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use canal_proto::log::{AppendItem, Kind};
 use canal_proto::peer::{RaftEnvelope, Replica, Seed};
-use canal_proto::{GroupId, TopicId};
+use canal_proto::{GroupId, MeshId, TopicId};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use parking_lot::RwLock;
 use prost::Message as _;
@@ -110,8 +110,9 @@ impl Worker {
         };
         for id in worker.inner.log.groups()? {
             let Some(meta) = worker.inner.log.meta(id)? else { continue };
-            let seed = Seed::decode(meta.as_slice())
-                .map_err(|e| KvError(format!("the record of group {id} is damaged: {e}; restore the data directory")))?;
+            let seed = Seed::decode(meta.as_slice()).map_err(|e| {
+                KvError(format!("the record of group {id} is damaged: {e}; restore the data directory"))
+            })?;
             worker.bring_to_life(seed)?;
         }
         Ok(worker)
@@ -120,8 +121,7 @@ impl Worker {
     fn bring_to_life(&mut self, seed: Seed) -> Result<(), Error> {
         let id = GroupId(seed.group);
         let loaded = self.inner.log.load(id)?;
-        let (hard_state, last) =
-            loaded.map_or_else(Default::default, |loaded| (loaded.hard_state, loaded.last_index));
+        let (hard_state, last) = loaded.map_or_else(Default::default, |loaded| (loaded.hard_state, loaded.last));
         let origin: Origin<LogStore> = Origin { seed, reader: self.inner.log.clone(), hard_state, last };
         let mut group = Group::open(origin, self.ticks, self.inner.kv.as_ref(), &self.logger)?;
         if group.is_alone() {
@@ -136,7 +136,9 @@ impl Worker {
                 heads.insert(TopicId(topic.id), row.next);
             }
         }
-        let shared = Arc::new(Shared { status: watch::Sender::new(status), heads: RwLock::new(heads) });
+        let seed = group.seed().clone();
+        let mesh = MeshId::from_slice(&seed.mesh).ok();
+        let shared = Arc::new(Shared { mesh, seed, status: watch::Sender::new(status), heads: RwLock::new(heads) });
         self.inner.groups.write().insert(id, shared.clone());
         self.inner.members.send_modify(|version| *version += 1);
         self.members.insert(id, Member { group, shared });
@@ -341,4 +343,3 @@ impl Worker {
         }
     }
 }
-

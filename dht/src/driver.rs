@@ -48,9 +48,9 @@ pub enum Error {
     /// The record was refused, here already.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// There are other peers, but none of them stored the record.
-    #[error("no other peer stored the route record; check whether it is the newest, and publish again")]
-    NotStored,
+    /// There are other peers near the key, but none of them answered.
+    #[error("no other peer took the route record; it is stored here, publish again soon")]
+    Unreached,
     /// The peer has joined no mesh yet.
     #[error("this peer has joined no mesh yet; try again when it has")]
     NoMesh,
@@ -65,19 +65,16 @@ pub enum Error {
 /// What became of a publication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
-    /// How many other peers had stored the record when this was answered. 0 only when this peer knows no other.
-    /// Once a few have, the answer does not wait for the rest; they are still told.
+    /// How many other peers had taken the record when this was answered; 0 only when this peer knows no other. Once
+    /// a few have, the answer does not wait for the rest; they are still told. A peer that has a newer record takes
+    /// this one and drops it.
     pub peers: usize,
 }
 
 /// The Kademlia behaviour of a peer: in server mode, in the mesh's own protocol, storing valid route records only.
 ///
 /// kad neither replicates nor republishes by itself (a group's leader does), and caches nothing at others.
-pub fn behaviour(
-    local: libp2p::PeerId,
-    mesh_name: &str,
-    routes: Routes,
-) -> Result<kad::Behaviour<RouteStore>, Error> {
+pub fn behaviour(local: libp2p::PeerId, mesh_name: &str, routes: Routes) -> Result<kad::Behaviour<RouteStore>, Error> {
     name::check_plain(mesh_name).map_err(|_| Error::BadMeshName)?;
     let protocol = request::protocol(mesh_name, "kad");
     let protocol = StreamProtocol::try_from_owned(protocol).map_err(|_| Error::BadMeshName)?;
@@ -168,7 +165,9 @@ impl Driver {
 
     /// Takes what kad has to say. Events that belong to no command are of no interest here.
     pub fn handle_event(&mut self, kad: &mut kad::Behaviour<RouteStore>, event: kad::Event, now: Instant) {
-        let kad::Event::OutboundQueryProgressed { id, result, step, .. } = event else { return };
+        let kad::Event::OutboundQueryProgressed { id, result, step, .. } = event else {
+            return;
+        };
         match result {
             QueryResult::GetRecord(result) => self.lookups.progress(kad, &self.routes, id, result, step.last, now),
             QueryResult::GetClosestPeers(result) => {
@@ -189,3 +188,6 @@ impl Driver {
 
 /// How many peers a query for the closest ones asks for, and a record is stored at.
 const REPLICATION: NonZeroUsize = kad::K_VALUE;
+
+#[cfg(test)]
+mod tests;

@@ -96,7 +96,9 @@ impl Routes {
     /// Follows a redirect (`NotLeader`, `NotHere`): the route of a name has the leader and the replicas that the
     /// error names. Says whether it helped; if not, look the name up afresh.
     pub fn redirect(&self, namespace: &str, name: &str, error: &WireError) -> bool {
-        let Some(mut route) = self.known(namespace, name) else { return false };
+        let Some(mut route) = self.known(namespace, name) else {
+            return false;
+        };
         if error.leader.is_none() && error.replicas.is_empty() {
             return false;
         }

@@ -1,8 +1,12 @@
 //! libp2p's record store over [`Routes`]: records are validated where they are stored, whoever puts them.
 //!
-//! kad asks [`RecordStore::put`] for each record that a peer sends, and resets the request's stream when it is
-//! refused, so the sender learns that it was not stored. The end of a record's life is the signed one; what the
-//! sender says of it (kad's `ttl`) is not signed and does not count. Provider records are not used, and refused.
+//! kad asks [`RecordStore::put`] for each record that a peer sends. A refused one is counted and goes no further, but
+//! kad is told that all is well: it would reset the request's stream, and libp2p-kad 0.49 forgets to wake the stream
+//! that it resets. The sender would wait for its timeout, and each refusal would keep one of the connection's 32
+//! streams for good; a leader that was deposed without knowing it would soon be cut off from the DHT.
+//!
+//! The end of a record's life is the signed one; what the sender says of it (kad's `ttl`) is not signed and does not
+//! count. Provider records are not used, and refused.
 
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
@@ -10,8 +14,7 @@ use std::time::{Duration, Instant};
 use libp2p::kad::store::{Error, RecordStore, Result};
 use libp2p::kad::{ProviderRecord, Record, RecordKey};
 
-use crate::core::record::{self, Verified};
-use crate::core::table::Refused;
+use crate::core::record::Verified;
 use crate::routes::Routes;
 
 /// The record store of a peer.
@@ -55,17 +58,10 @@ impl RecordStore for RouteStore {
     }
 
     fn put(&mut self, record: Record) -> Result<()> {
-        match self.routes.put(record.key.as_ref(), &record.value) {
-            Ok(_) => Ok(()),
-            Err(refused) => {
-                tracing::debug!(%refused, "route record refused");
-                Err(match refused {
-                    Refused::Invalid(record::Error::TooLarge) => Error::ValueTooLarge,
-                    // kad has no other word for "no", and passes none on
-                    _ => Error::MaxRecords,
-                })
-            }
+        if let Err(refused) = self.routes.put(record.key.as_ref(), &record.value) {
+            tracing::debug!(%refused, "route record refused");
         }
+        Ok(())
     }
 
     fn remove(&mut self, key: &RecordKey) {

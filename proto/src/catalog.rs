@@ -120,11 +120,12 @@ impl TriggerInfo {
         if self.max_attempts == 0 { 5 } else { self.max_attempts }
     }
 
-    /// Whether it fires on the topic of this name. A trigger never fires on its own dead letters: that would be
-    /// a circle without an end.
-    pub fn matches(&self, topic: &str) -> bool {
-        topic != TopicName::dead_letters(&self.name)
-            && self.patterns.iter().any(|p| p.parse::<Pattern>().is_ok_and(|p| p.matches(topic)))
+    /// Tells of a topic's name whether the trigger fires on it. A trigger never fires on its own dead letters:
+    /// that would be a circle without an end. Patterns that can't be read match nothing.
+    pub fn filter(&self) -> impl Fn(&str) -> bool + use<> {
+        let own = TopicName::dead_letters(&self.name);
+        let patterns: Vec<Pattern> = self.patterns.iter().filter_map(|pattern| pattern.parse().ok()).collect();
+        move |topic| topic != own && patterns.iter().any(|pattern| pattern.matches(topic))
     }
 
     /// The rows that its function sees.

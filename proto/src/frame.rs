@@ -30,7 +30,9 @@ pub fn encode<M: Message>(message: &M, out: &mut BytesMut) -> Result<(), Error> 
 
 /// Takes the next whole frame off the front of `input`; `None` when it is not all there yet.
 pub fn split(input: &mut BytesMut) -> Result<Option<Bytes>, Error> {
-    let Some(head) = input.first_chunk::<4>() else { return Ok(None) };
+    let Some(head) = input.first_chunk::<4>() else {
+        return Ok(None);
+    };
     let len = u32::from_le_bytes(*head) as usize;
     if len > MAX_FRAME {
         return Err(Error::TooLarge(len));

@@ -126,14 +126,15 @@ impl Client {
         &self.0.options
     }
 
-    /// Waits until a peer of the mesh can be talked to, and returns that conversation.
+    /// Waits until a peer of the mesh can be talked to, and returns that conversation: with the first address that
+    /// was given and answers.
     ///
     /// # Errors
     /// `Unreachable`, `Incompatible`.
     pub async fn ready(&self) -> Result<Connection, Error> {
         let mut problem = Error::new(Code::InvalidArgument, "no address was given: write host:port or a multiaddress");
         let give_up = Instant::now() + self.0.options.deadline;
-        for place in self.anywhere() {
+        for place in self.0.bootstrap.iter().map(|address| Place::address(address)) {
             match tokio::time::timeout_at(give_up, self.0.pool.connect(&place)).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => problem = error,
@@ -214,12 +215,15 @@ impl Client {
         &self.0.routes
     }
 
-    /// Where any peer may be found: those that are connected, then those that were named.
+    /// Where any peer may be found: those that are connected, those that were named, those that were heard of.
     fn anywhere(&self) -> Vec<Place> {
         let connected = self.0.pool.connected().into_iter().map(|connection| Place {
             peer: Some(connection.peer()),
             addresses: connection.welcome().addresses.clone(),
         });
-        connected.chain(self.0.bootstrap.iter().map(|address| Place::address(address))).collect()
+        connected
+            .chain(self.0.bootstrap.iter().map(|address| Place::address(address)))
+            .chain(self.0.routes.met())
+            .collect()
     }
 }

@@ -91,8 +91,7 @@ impl Connection {
         let end = Instant::now() + deadline;
         let protocol = request::protocol(&opening.mesh, opening.protocol);
         let silent = |_| Error::unreachable(format!("nobody answers at {}", addresses.join(", ")));
-        let (peer, stream) =
-            timeout_at(end, transport.open(peer, addresses, &protocol)).await.map_err(silent)??;
+        let (peer, stream) = timeout_at(end, transport.open(peer, addresses, &protocol)).await.map_err(silent)??;
         let (shared, frames) = Shared::new();
         let task = tokio::spawn(wire::drive(stream, frames, Arc::clone(&shared)));
         let channel = Channel { shared, _task: AbortOnDropHandle::new(task) };
@@ -181,7 +180,9 @@ impl Reply {
     pub async fn answer(mut self) -> Result<Answer, Error> {
         match timeout_at(self.end, &mut self.receiver).await {
             Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Error::unreachable(format!("the conversation with peer {} ended", self.connection.peer()))),
+            Ok(Err(_)) => {
+                Err(Error::unreachable(format!("the conversation with peer {} ended", self.connection.peer())))
+            }
             Err(_) => Err(self.connection.late()),
         }
     }

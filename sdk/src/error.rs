@@ -20,12 +20,15 @@ pub struct Error {
     pub leader: Option<Replica>,
     /// The replicas, with [`Code::NotHere`] and [`Code::NotLeader`], when known.
     pub replicas: Vec<Replica>,
+    /// An earlier try of the same call may have taken effect before this answer: that a topic is unknown may then
+    /// mean that it was removed by this very call.
+    pub repeated: bool,
 }
 
 impl Error {
     /// An error with a code and a message.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), detail: 0, leader: None, replicas: Vec::new() }
+        Self { code, message: message.into(), detail: 0, leader: None, replicas: Vec::new(), repeated: false }
     }
 
     pub(crate) fn unreachable(message: impl Into<String>) -> Self {
@@ -45,7 +48,8 @@ impl Error {
 impl From<WireError> for Error {
     fn from(wire: WireError) -> Self {
         let code = Code::try_from(wire.code).unwrap_or(Code::Unspecified);
-        Self { code, message: wire.message, detail: wire.detail, leader: wire.leader, replicas: wire.replicas }
+        let WireError { message, leader, replicas, detail, .. } = wire;
+        Self { code, message, detail, leader, replicas, repeated: false }
     }
 }
 

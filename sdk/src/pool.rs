@@ -104,7 +104,9 @@ impl Pool {
 
     /// The conversation with whoever is at this place; begins one where there is none.
     pub(crate) async fn connect(&self, place: &Place) -> Result<Connection, Error> {
-        let Some(peer) = place.peer else { return self.connect_address(place).await };
+        let Some(peer) = place.peer else {
+            return self.connect_address(place).await;
+        };
         let asked = Instant::now();
         let slot = self.slot(peer);
         if let Some(connection) = slot.live() {

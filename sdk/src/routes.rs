@@ -1,6 +1,6 @@
 //! What a client remembers of where things live. All of it is hints: a wrong one costs a redirect.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use canal_proto::PeerId;
 use canal_proto::peer::Replica;
@@ -13,6 +13,9 @@ use crate::pool::Place;
 /// Routes remembered: more topics than most clients touch; what is used least is asked for again.
 const MAX_ROUTES: usize = 1024;
 
+/// Peers remembered beside routes: enough to find one alive after several have gone.
+const MAX_MET: usize = 32;
+
 #[derive(Default)]
 pub(crate) struct Routes(Mutex<Inner>);
 
@@ -20,6 +23,20 @@ pub(crate) struct Routes(Mutex<Inner>);
 struct Inner {
     by_name: HashMap<String, (u64, Route)>,
     clock: u64,
+    /// Replicas heard of, the latest last: where the mesh can be entered when the addresses given are dead.
+    met: VecDeque<Place>,
+}
+
+impl Inner {
+    fn meet(&mut self, replicas: &[Replica]) {
+        for place in replicas.iter().filter_map(Place::replica) {
+            self.met.retain(|other| !other.same(&place));
+            if self.met.len() >= MAX_MET {
+                self.met.pop_front();
+            }
+            self.met.push_back(place);
+        }
+    }
 }
 
 impl Routes {
@@ -42,7 +59,13 @@ impl Routes {
                 inner.by_name.remove(&oldest);
             }
         }
+        inner.meet(&route.replicas);
         inner.by_name.insert(name.to_owned(), (now, route));
+    }
+
+    /// Peers heard of, the latest first.
+    pub(crate) fn met(&self) -> Vec<Place> {
+        self.0.lock().met.iter().rev().cloned().collect()
     }
 
     pub(crate) fn forget(&self, name: &str) {
@@ -57,9 +80,21 @@ impl Routes {
         }
     }
 
+    /// This peer can't be reached, or stays silent: whoever else there is should be asked before it.
+    pub(crate) fn suspect(&self, name: &str, peer: PeerId) {
+        if let Some((_, route)) = self.0.lock().by_name.get_mut(name) {
+            route.replicas.sort_by_key(|replica| replica.peer == peer.public_key());
+            if route.replicas.last().is_some_and(|last| last.peer == peer.public_key() && last.id == route.leader) {
+                route.leader = 0;
+            }
+        }
+    }
+
     /// A replica said who leads, and who the replicas are, as far as it knows.
     pub(crate) fn redirect(&self, name: &str, error: &Error) {
-        if let Some((_, route)) = self.0.lock().by_name.get_mut(name) {
+        let mut inner = self.0.lock();
+        inner.meet(&error.replicas);
+        if let Some((_, route)) = inner.by_name.get_mut(name) {
             if !error.replicas.is_empty() {
                 route.replicas.clone_from(&error.replicas);
             }
@@ -109,6 +144,9 @@ mod tests {
         error.leader = Some(replica(9));
         routes.redirect("t", &error);
         assert_eq!(order(&routes), ["p9", "p1", "p2", "p3"]);
+        routes.suspect("t", PeerId::from_public_key([9; 32]));
+        routes.suspect("t", PeerId::from_public_key([1; 32]));
+        assert_eq!(order(&routes), ["p2", "p3", "p9", "p1"]);
     }
 
     #[test]

@@ -138,7 +138,7 @@ pub enum Output {
         max: u64,
     },
     /// Run a function. Answer with [`Input::Ran`].
-    Run(Run),
+    Run(Box<Run>),
     /// Propose outcomes as one entry. Answer with [`Input::Committed`] or [`Input::ProposeFailed`].
     Propose {
         /// Names the batch in the answer.

@@ -1,4 +1,4 @@
 //! Functions that fire on events.
 
-pub mod runtime;
 pub mod core;
+pub mod runtime;

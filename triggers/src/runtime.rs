@@ -240,8 +240,7 @@ impl Runtime {
         };
         let units = inner.units_of(&job.limits);
         let share = units.min(inner.units / SHARE);
-        let (Ok(_share), Ok(_room)) =
-            (loaded.share.acquire_many(share).await, inner.room.acquire_many(units).await)
+        let (Ok(_share), Ok(_room)) = (loaded.share.acquire_many(share).await, inner.room.acquire_many(units).await)
         else {
             return Run::not_run("this peer is shutting down".into());
         };

@@ -14,9 +14,7 @@ use canal_proto::log::{Append, AppendItem, Command, GroupSpec, Kind};
 use canal_proto::peer::{Replica, Seed};
 use canal_proto::{GroupId, MeshId};
 use prost::Message as _;
-use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message,
-};
+use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
 
 use super::keys::{Keys, Table};
@@ -222,8 +220,7 @@ impl<L: LogReader> Group<L> {
         let mut none = WriteBatch::default();
         let txn = Txn::new(id, kv, &mut none);
         let applied: Applied = txn.get_or_default(&keys.one(Table::Applied))?;
-        let configuration =
-            txn.get(&keys.one(Table::Configuration))?.unwrap_or_else(|| first_configuration(&seed));
+        let configuration = txn.get(&keys.one(Table::Configuration))?.unwrap_or_else(|| first_configuration(&seed));
         let spec = machine::spec(&txn)?;
         let outbox = txn.get_or_default::<Counter>(&keys.one(Table::OutboxCount))?.value;
         if applied.index > last {
@@ -550,13 +547,7 @@ impl<L: LogReader> Group<L> {
         Ok(())
     }
 
-    fn apply_change(
-        &mut self,
-        index: u64,
-        data: Bytes,
-        kv: &dyn Kv,
-        batch: &mut WriteBatch,
-    ) -> Result<(), KvError> {
+    fn apply_change(&mut self, index: u64, data: Bytes, kv: &dyn Kv, batch: &mut WriteBatch) -> Result<(), KvError> {
         let broken = |e: String| KvError(format!("group {}: entry {index}: {e}", self.id));
         let change = convert::conf_change(data).map_err(|e| broken(e.to_string()))?;
         let state = self.raw.apply_conf_change(&change).map_err(|e| broken(e.to_string()))?;

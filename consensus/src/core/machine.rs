@@ -4,9 +4,9 @@
 //! answers. Bad commands are answered with an error and change nothing; only a failing or damaged store stops it.
 //! Each kind of command has a file.
 
-use canal_proto::log::{Command, GroupSpec, Kind};
 use canal_proto::catalog::CatalogReply;
 use canal_proto::cursor::Cursor;
+use canal_proto::log::{Command, GroupSpec, Kind};
 use canal_proto::{Code, GroupId, MeshId, Receipt, TopicId, WireError};
 
 use super::keys::Table;
@@ -128,7 +128,10 @@ pub fn spec(txn: &Txn<'_>) -> Result<GroupSpec, KvError> {
 }
 
 fn unknown_topic(topic: TopicId) -> WireError {
-    WireError::new(Code::UnknownTopic, format!("topic {topic} is not, or no longer, in this group; resolve its name again"))
+    WireError::new(
+        Code::UnknownTopic,
+        format!("topic {topic} is not, or no longer, in this group; resolve its name again"),
+    )
 }
 
 /// Gives the next `count` offsets of a topic to what stands at `part` of the entry.

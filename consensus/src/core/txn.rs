@@ -58,7 +58,8 @@ impl<'a> Txn<'a> {
     pub fn scan_bytes(&self, prefix: &[u8], limit: usize) -> Result<Vec<(Bytes, Bytes)>, KvError> {
         let end = end_of(prefix);
         let inside = |key: &Bytes| key.starts_with(prefix);
-        let changed: Vec<_> = self.batch.ops.range(Bytes::copy_from_slice(prefix)..).take_while(|(key, _)| inside(key)).collect();
+        let changed: Vec<_> =
+            self.batch.ops.range(Bytes::copy_from_slice(prefix)..).take_while(|(key, _)| inside(key)).collect();
         // every removed row may hide one of the store's
         let stored = self.kv.scan(prefix, &end, limit.saturating_add(changed.len()), false)?;
         let mut rows: std::collections::BTreeMap<Bytes, Bytes> = stored.into_iter().collect();

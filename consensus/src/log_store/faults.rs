@@ -3,25 +3,31 @@
 //! Beside a log in `dir`, a directory `dir.durable` receives a copy of each file as often as it is synced: what a
 //! loss of power would leave at least.
 
-use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::io::{Error, Result};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission};
 
-thread_local! {
-    static FAILING: Cell<bool> = const { Cell::new(false) };
-}
+static FAILING: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Lets the syncs of this thread fail, or work again.
-pub fn fail_syncs(fail: bool) {
-    FAILING.set(fail);
+/// Lets all syncs of the log in `dir` fail, or work again.
+pub fn fail_syncs(dir: &Path, fail: bool) {
+    let mut failing = FAILING.lock();
+    if fail {
+        failing.insert(dir.to_owned())
+    } else {
+        failing.remove(dir)
+    };
 }
 
 /// Where the synced state of the log in `dir` is kept, if the directory exists.
 pub fn durable(dir: &Path) -> PathBuf {
-    dir.with_extension("durable")
+    let mut path = dir.as_os_str().to_owned();
+    path.push(".durable");
+    path.into()
 }
 
 type Plain = <DefaultFileSystem as FileSystem>::Handle;
@@ -49,11 +55,12 @@ impl Handle for File {
     }
 
     fn sync(&self) -> Result<()> {
-        if FAILING.get() {
+        let dir = self.path.parent().unwrap_or(&self.path);
+        if FAILING.lock().contains(dir) {
             return Err(Error::other("the disk is gone"));
         }
         self.plain.sync()?;
-        if let (Some(dir), Some(name)) = (self.path.parent(), self.path.file_name())
+        if let Some(name) = self.path.file_name()
             && durable(dir).exists()
         {
             std::fs::copy(&self.path, durable(dir).join(name))?;

@@ -215,6 +215,10 @@ fn damage_is_an_error_that_says_what_to_do() {
     assert!(matches!(error, Error::Damaged { .. }), "{error}");
     assert!(matches!(store.entries(GROUP, 1, 5, None).unwrap_err(), Error::Damaged { .. }));
     assert_eq!(store.entry(GROUP, 3).unwrap(), Some(entry(3, 1, [3; 512])));
+    // A file that is cut short under it.
+    fs::File::options().write(true).open(&oldest).unwrap().set_len(100).unwrap();
+    let error = store.entry(GROUP, 1).unwrap_err();
+    assert!(matches!(error, Error::Damaged { .. }), "{error}");
     drop(store);
 
     // In what frames the entries: seen when the log is opened. The frame of an entry is right behind it.
@@ -233,9 +237,9 @@ fn a_failed_sync_is_an_error_and_stops_the_store() {
     let store = open(dir.path());
     store.write(&[append(GROUP, entries(1..3, 1))], true).unwrap();
     store.put_meta(GROUP, b"seed").unwrap();
-    faults::fail_syncs(true);
+    faults::fail_syncs(dir.path(), true);
     let error = store.write(&[append(GROUP, entries(3..5, 1))], true).unwrap_err();
-    faults::fail_syncs(false);
+    faults::fail_syncs(dir.path(), false);
     assert!(matches!(&error, Error::Write(reason) if reason.contains("the disk is gone")), "{error}");
     // The disk works again, but nobody knows what it holds.
     assert!(matches!(store.write(&[append(GROUP, entries(3..5, 1))], true), Err(Error::Stopped)));
@@ -259,11 +263,13 @@ fn what_was_acknowledged_survives_power_loss_and_a_failed_sync() {
     let store = LogStore::open(&dir, options.clone()).unwrap();
     let acknowledged: Vec<u64> = std::thread::scope(|scope| {
         let write = |group: u64| {
-            let store = store.clone();
+            let (store, dir) = (store.clone(), &dir);
             scope.spawn(move || {
                 (1..)
                     .find(|index| {
-                        faults::fail_syncs(group == 1 && *index == 40);
+                        if group == 1 && *index == 40 {
+                            faults::fail_syncs(dir, true);
+                        }
                         store.write(&[append(GroupId(group), entries(*index..index + 1, 1))], true).is_err()
                     })
                     .unwrap()

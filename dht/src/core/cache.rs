@@ -52,7 +52,9 @@ impl Cache {
         self.forget(namespace, name);
         self.expire(now_ms);
         while self.routes.len() >= self.max {
-            let Some((_, (namespace, name))) = self.ends.first().cloned() else { break };
+            let Some((_, (namespace, name))) = self.ends.first().cloned() else {
+                break;
+            };
             self.forget(&namespace, &name);
         }
         self.ends.insert((expires_ms, id.clone()));

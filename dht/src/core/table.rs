@@ -50,7 +50,9 @@ pub enum Refused {
     #[error("the name's topic is in another group; look the route up again")]
     OtherGroup,
     /// Its signer is not a member of the group as it stood.
-    #[error("the route record's signer was no replica before; let the group's leader publish, or wait for the end of the one that stands")]
+    #[error(
+        "the route record's signer was no replica before; let the group's leader publish, or wait for the end of the one that stands"
+    )]
     NotSuccessor,
     /// The table is full of records that still live.
     #[error("this peer stores as many route records as it may; others near the key may have room")]

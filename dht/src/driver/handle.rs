@@ -62,6 +62,7 @@ impl Handle {
 
     /// Stores a record here and at the peers that are closest to its key.
     ///
+    /// [`Error::Refused`] says that this peer's own table has a newer one, or that it is not valid.
     /// It is stored here before anybody else is asked, so that a mesh of one peer works. Ends at the latest 5 s
     /// after it was begun; [`Error::Busy`] says that too many wait to begin.
     pub async fn publish(&self, record: &SignedRoute) -> Result<Published, Error> {
@@ -73,6 +74,12 @@ impl Handle {
     /// What this peer knows of routes: corrections by redirects go there, and counters are read there.
     pub fn routes(&self) -> &Routes {
         &self.routes
+    }
+
+    /// How many more commands may wait.
+    #[cfg(test)]
+    pub(super) fn room(&self) -> usize {
+        self.commands.capacity()
     }
 
     fn send(&self, command: Kind) -> Result<(), Error> {

@@ -79,7 +79,9 @@ impl Lookups {
         last: bool,
         now: Instant,
     ) {
-        let Some(key) = self.by_query.get(&query).copied() else { return };
+        let Some(key) = self.by_query.get(&query).copied() else {
+            return;
+        };
         let otherwise = match result {
             Ok(GetRecordOk::FoundRecord(found)) => {
                 if let Some(lookup) = self.by_key.get_mut(&key) {
@@ -111,7 +113,9 @@ impl Lookups {
     }
 
     fn finish(&mut self, kad: &mut kad::Behaviour<RouteStore>, routes: &Routes, key: &[u8; 32], otherwise: Error) {
-        let Some(lookup) = self.by_key.remove(key) else { return };
+        let Some(lookup) = self.by_key.remove(key) else {
+            return;
+        };
         self.by_query.remove(&lookup.query);
         if let Some(mut query) = kad.query_mut(&lookup.query) {
             query.finish();
@@ -147,5 +151,5 @@ impl Lookup {
 
 /// Answers a caller; one that has gone away needs none.
 fn answer<T>(reply: oneshot::Sender<T>, result: T) {
-    drop(reply.send(result));
+    let _ = reply.send(result);
 }

@@ -1,13 +1,13 @@
 //! The publications that are under way.
 //!
-//! A record is put at once to the peers near its key to which a connection stands, and to the others near it when
-//! they are found. Each gets a query of its own: kad's `put_record` puts nothing anywhere before the slowest peer
+//! A record is put at once to the few known peers that are nearest to its key, and to the others near it when they
+//! are found. Each gets a query of its own: kad's `put_record` puts nothing anywhere before the slowest peer
 //! near the key has answered or timed out, so that one dead peer would keep a new leader's record from all others.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use libp2p::kad::{self, ConnectionType, KBucketKey, QueryId, Quorum, Record};
+use libp2p::kad::{self, KBucketKey, QueryId, Quorum, Record};
 use tokio::sync::oneshot;
 
 use super::handle::PublishAsk;
@@ -17,8 +17,12 @@ use crate::core::table::Refused;
 use crate::routes::Routes;
 use crate::store::{RouteStore, to_kad};
 
-/// Other peers that have stored a record when its publication is answered: one of them may be lost, and one slow.
+/// Other peers that have taken a record when its publication is answered: one of them may be lost, and one slow.
 const ENOUGH_PEERS: usize = 3;
+/// Known peers that are told before the nearest ones are found: all of a small mesh, and no burden in a large one.
+const EAGER: usize = 8;
+/// How long to wait for more once the first has: two round trips over a continent.
+const SETTLE: Duration = Duration::from_millis(200);
 /// Publications at once: with one query to each of 20 peers, kad polls 340 queries at most for them.
 const MAX_RUNNING: usize = 16;
 /// Publications that wait: with a usual record of half a KiB, half a MiB, and never more than 8 MiB.
@@ -36,7 +40,15 @@ struct Publication {
     asked: HashSet<libp2p::PeerId>,
     peers: usize,
     reply: Option<Reply>,
-    due: Instant,
+    /// When it is answered with what has been reached by then, and when it ends.
+    answer_at: Instant,
+    end_at: Instant,
+}
+
+impl Publication {
+    fn due(&self) -> Instant {
+        if self.reply.is_some() { self.answer_at.min(self.end_at) } else { self.end_at }
+    }
 }
 
 /// The publications that are under way or wait.
@@ -61,22 +73,13 @@ impl Publications {
         }
     }
 
-    fn run(
-        &mut self,
-        kad: &mut kad::Behaviour<RouteStore>,
-        record: Record,
-        reply: Reply,
-        now: Instant,
-    ) {
+    fn run(&mut self, kad: &mut kad::Behaviour<RouteStore>, record: Record, reply: Reply, now: Instant) {
         let id = self.next;
         self.next += 1;
         let target = KBucketKey::new(record.key.clone());
         let local = kad.store_mut().local();
-        let connected: Vec<libp2p::PeerId> = kad
-            .find_closest_local_peers(&target, &local)
-            .filter(|peer| peer.connection_ty == ConnectionType::Connected)
-            .map(|peer| peer.node_id)
-            .collect();
+        let known: Vec<libp2p::PeerId> =
+            kad.find_closest_local_peers(&target, &local).map(|peer| peer.node_id).take(EAGER).collect();
         let closest = kad.get_n_closest_peers(record.key.to_vec(), REPLICATION);
         self.by_query.insert(closest, id);
         let publication = Publication {
@@ -86,14 +89,17 @@ impl Publications {
             asked: HashSet::new(),
             peers: 0,
             reply: Some(reply),
-            due: now + QUERY_TIMEOUT,
+            answer_at: now + QUERY_TIMEOUT,
+            end_at: now + QUERY_TIMEOUT,
         };
         self.running.insert(id, publication);
-        self.put_to(kad, id, connected);
+        self.put_to(kad, id, known);
     }
 
     fn put_to(&mut self, kad: &mut kad::Behaviour<RouteStore>, id: u64, peers: Vec<libp2p::PeerId>) {
-        let Some(publication) = self.running.get_mut(&id) else { return };
+        let Some(publication) = self.running.get_mut(&id) else {
+            return;
+        };
         for peer in peers {
             if publication.asked.insert(peer) {
                 let query = kad.put_record_to(publication.record.clone(), std::iter::once(peer), Quorum::One);
@@ -111,7 +117,9 @@ impl Publications {
         peers: Vec<libp2p::PeerId>,
         now: Instant,
     ) {
-        let Some(id) = self.by_query.remove(&query) else { return };
+        let Some(id) = self.by_query.remove(&query) else {
+            return;
+        };
         if let Some(publication) = self.running.get_mut(&id) {
             publication.closest = None;
         }
@@ -119,36 +127,40 @@ impl Publications {
         self.settle(kad, id, now);
     }
 
-    /// A peer has stored a record, or has not.
-    pub fn stored(
-        &mut self,
-        kad: &mut kad::Behaviour<RouteStore>,
-        query: QueryId,
-        stored: bool,
-        now: Instant,
-    ) {
-        let Some(id) = self.by_query.remove(&query) else { return };
+    /// A peer has taken a record, or could not be reached.
+    pub fn stored(&mut self, kad: &mut kad::Behaviour<RouteStore>, query: QueryId, stored: bool, now: Instant) {
+        let Some(id) = self.by_query.remove(&query) else {
+            return;
+        };
         if let Some(publication) = self.running.get_mut(&id) {
             publication.puts.remove(&query);
-            publication.peers += usize::from(stored);
+            if stored {
+                publication.peers += 1;
+                publication.answer_at = publication.answer_at.min(now + SETTLE);
+            }
         }
         self.settle(kad, id, now);
     }
 
     /// Answers a publication that has enough peers, and ends one that has nobody left to ask.
     fn settle(&mut self, kad: &mut kad::Behaviour<RouteStore>, id: u64, now: Instant) {
-        let Some(publication) = self.running.get_mut(&id) else { return };
-        if publication.peers >= ENOUGH_PEERS {
+        let Some(publication) = self.running.get_mut(&id) else {
+            return;
+        };
+        if publication.peers >= ENOUGH_PEERS || (publication.peers > 0 && publication.answer_at <= now) {
             answer(publication.reply.take(), Ok(Published { peers: publication.peers }));
         }
-        if publication.closest.is_none() && publication.puts.is_empty() {
+        let done = publication.closest.is_none() && publication.puts.is_empty();
+        if done || publication.end_at <= now {
             self.finish(kad, id);
             self.next_waiting(kad, now);
         }
     }
 
     fn finish(&mut self, kad: &mut kad::Behaviour<RouteStore>, id: u64) {
-        let Some(publication) = self.running.remove(&id) else { return };
+        let Some(publication) = self.running.remove(&id) else {
+            return;
+        };
         for query in publication.puts.iter().chain(&publication.closest) {
             self.by_query.remove(query);
             if let Some(mut query) = kad.query_mut(query) {
@@ -157,7 +169,7 @@ impl Publications {
         }
         let alone = publication.asked.is_empty() && kad.kbuckets().next().is_none();
         let result = match publication.peers {
-            0 if !alone => Err(Error::NotStored),
+            0 if !alone => Err(Error::Unreached),
             peers => Ok(Published { peers }),
         };
         answer(publication.reply, result);
@@ -165,24 +177,25 @@ impl Publications {
 
     fn next_waiting(&mut self, kad: &mut kad::Behaviour<RouteStore>, now: Instant) {
         while self.running.len() < MAX_RUNNING {
-            let Some((record, reply)) = self.waiting.pop_front() else { return };
+            let Some((record, reply)) = self.waiting.pop_front() else {
+                return;
+            };
             self.run(kad, record, reply, now);
         }
     }
 
     /// When the next publication is due.
     pub fn next_due(&self) -> Option<Instant> {
-        self.running.values().map(|publication| publication.due).min()
+        self.running.values().map(Publication::due).min()
     }
 
-    /// Ends the publications that are due.
+    /// Answers and ends the publications that are due.
     pub fn due(&mut self, kad: &mut kad::Behaviour<RouteStore>, now: Instant) {
         let due: Vec<u64> =
-            self.running.iter().filter(|(_, publication)| publication.due <= now).map(|(id, _)| *id).collect();
+            self.running.iter().filter(|(_, publication)| publication.due() <= now).map(|(id, _)| *id).collect();
         for id in due {
-            self.finish(kad, id);
+            self.settle(kad, id, now);
         }
-        self.next_waiting(kad, now);
     }
 }
 
@@ -200,6 +213,6 @@ fn store(routes: &Routes, bytes: &[u8]) -> Result<Record, Error> {
 /// Answers a caller that still waits.
 fn answer(reply: Option<Reply>, result: Result<Published, Error>) {
     if let Some(reply) = reply {
-        drop(reply.send(result));
+        let _ = reply.send(result);
     }
 }

@@ -27,6 +27,9 @@ use crate::routes;
 /// Silence after which the next replica is asked too: longer than a healthy quorum ever takes, shorter than it takes
 /// to notice a peer that was killed.
 pub(crate) const HEDGE: Duration = Duration::from_secs(1);
+/// The same for a conversation that does not come about: on a healthy path it takes a few round trips, and to begin
+/// another one beside it costs nobody anything.
+const CONNECT_HEDGE: Duration = Duration::from_millis(300);
 /// A replica may not know a topic yet that the catalog has just created. After this time it is believed.
 const UNKNOWN_GRACE: Duration = Duration::from_secs(2);
 
@@ -37,6 +40,8 @@ pub(crate) struct Answered {
     pub(crate) repeated: bool,
 }
 
+type Tries = FuturesUnordered<BoxFuture<'static, (Place, Tried)>>;
+
 pub(super) struct Call<'a> {
     client: &'a Client,
     target: Target,
@@ -45,14 +50,19 @@ pub(super) struct Call<'a> {
     ask: Ask,
     deadline: Instant,
     search: Search,
-    tries: FuturesUnordered<BoxFuture<'static, (Place, Tried)>>,
+    tries: Tries,
     /// One flag for each try under way: set once the request may have been sent.
     sent: Vec<(Place, Arc<AtomicBool>)>,
     resolving: Option<BoxFuture<'static, Result<Route, Error>>>,
     backoff: Backoff,
+    /// When the latest try was started, and when it has been silent for long enough to start another.
+    started: Instant,
     hedge_at: Instant,
     round_at: Option<Instant>,
-    fresh: bool,
+    /// The route that is cached led astray.
+    stale: bool,
+    /// Places that failed during this call: asked after the others.
+    failed: Vec<Place>,
     seen: Seen,
 }
 
@@ -63,12 +73,15 @@ struct Seen {
     answered: bool,
     /// A request may have been taken without its answer arriving.
     lost: bool,
-    /// Nobody could be talked to for a reason that will not pass.
+    /// In this round, somebody could not be talked to for a reason that will not pass.
     refused: Option<Error>,
+    /// In this round, somebody answered, or failed for a reason that may pass.
+    hopeful: bool,
     unknown: Option<(Instant, Error)>,
     last: Option<Error>,
 }
 
+#[expect(clippy::large_enum_variant, reason = "it lives until it is looked at, a line later")]
 enum Tried {
     /// There was no conversation: the request was not sent.
     Unconnected(Error),
@@ -91,9 +104,11 @@ impl<'a> Call<'a> {
             sent: Vec::new(),
             resolving: None,
             backoff: Backoff::new(),
+            started: now,
             hedge_at: now,
             round_at: Some(now),
-            fresh: false,
+            stale: false,
+            failed: Vec::new(),
             seen: Seen::default(),
         }
     }
@@ -101,7 +116,7 @@ impl<'a> Call<'a> {
     pub(super) async fn run(mut self) -> Result<Answered, Error> {
         loop {
             self.advance()?;
-            let hedge = !self.tries.is_empty() && !self.search.is_exhausted() && repeatable(&self.ask);
+            let hedge = !self.search.is_exhausted() && hedgeable(&self.tries, &self.ask);
             let round = self.round_at;
             tokio::select! {
                 biased;
@@ -110,14 +125,17 @@ impl<'a> Call<'a> {
                     if let Some(answered) = self.on_tried(place, tried)? {
                         return Ok(answered);
                     }
-                }
-                route = async { self.resolving.as_mut()?.await.into() }, if self.resolving.is_some() => {
-                    self.resolving = None;
-                    if let Some(route) = route {
-                        self.on_route(route)?;
+                    self.round_at = None;
+                    if hedgeable(&self.tries, &self.ask) {
+                        // whoever is still silent was given its time before this one was asked
+                        self.start_try();
                     }
                 }
-                () = sleep_until(self.hedge_at), if hedge => self.start_try(),
+                route = resolved(&mut self.resolving), if self.resolving.is_some() => {
+                    self.resolving = None;
+                    self.on_route(route)?;
+                }
+                () = sleep_until(self.hedge_at), if hedge => self.hedge(),
                 () = sleep_until(round.unwrap_or(self.deadline)), if round.is_some() => self.start_round(),
             }
         }
@@ -134,27 +152,52 @@ impl<'a> Call<'a> {
         }
         if self.tries.is_empty() {
             if let Some(refused) = self.seen.refused.take()
-                && !self.seen.answered
+                && !self.seen.hopeful
             {
                 return Err(refused);
             }
             self.round_at = Some(Instant::now() + self.backoff.next());
         } else if repeatable(&self.ask) {
             // whoever is silent keeps its chance; the others may know better by now
-            self.round_at = Some(Instant::now().max(self.hedge_at) + self.backoff.next());
+            self.round_at = Some(if self.seen.hopeful {
+                Instant::now() + self.backoff.next()
+            } else {
+                (self.started + HEDGE).max(Instant::now() + HEDGE / 2)
+            });
         }
         Ok(())
     }
 
     fn start_round(&mut self) {
         self.round_at = None;
-        let fresh = std::mem::replace(&mut self.fresh, true);
+        let fresh = std::mem::take(&mut self.stale) || !(self.tries.is_empty() || self.seen.hopeful);
         let Some(name) = self.name.clone() else {
-            return self.search.round(self.client.anywhere());
+            return self.begin_round(self.client.anywhere());
         };
         match self.client.routes().get(&name).filter(|_| !fresh) {
-            Some(route) => self.search.round(routes::places(&route)),
-            None => self.resolving = Some(self.client.resolve_until(name, fresh, self.deadline)),
+            Some(route) => self.begin_round(routes::places(&route)),
+            None => {
+                // leaves time to use the route, and to ask once more
+                let now = Instant::now();
+                let end = now + self.deadline.saturating_duration_since(now) / 2;
+                self.resolving = Some(self.client.resolve_until(name, fresh, end));
+            }
+        }
+    }
+
+    fn begin_round(&mut self, mut places: Vec<Place>) {
+        places.sort_by_key(|place| self.failed.iter().any(|failed| failed.same(place)));
+        self.seen.refused = None;
+        self.seen.hopeful = false;
+        self.search.round(places);
+    }
+
+    fn hedge(&mut self) {
+        let connected = self.sent.last().is_some_and(|(_, sent)| sent.load(Ordering::Relaxed));
+        if connected && self.started.elapsed() < HEDGE {
+            self.hedge_at = self.started + HEDGE;
+        } else {
+            self.start_try();
         }
     }
 
@@ -162,16 +205,12 @@ impl<'a> Call<'a> {
         match route {
             Ok(route) => {
                 self.seen.answered = true;
-                self.search.round(routes::places(&route));
+                self.begin_round(routes::places(&route));
                 Ok(())
             }
-            Err(error) if error.code == Code::NoQuorum => {
-                self.seen.answered = true;
-                self.seen.last = Some(error);
-                Ok(())
-            }
-            // a try under way may still succeed
-            Err(error) if error.code == Code::Unreachable && !self.tries.is_empty() => {
+            Err(error) if matches!(error.code, Code::NoQuorum | Code::Unreachable) => {
+                self.seen.answered |= error.code == Code::NoQuorum;
+                self.stale = true;
                 self.seen.last = Some(error);
                 Ok(())
             }
@@ -180,8 +219,11 @@ impl<'a> Call<'a> {
     }
 
     fn start_try(&mut self) {
-        let Some(place) = self.search.next() else { return };
-        self.hedge_at = Instant::now() + HEDGE;
+        let Some(place) = self.search.next() else {
+            return;
+        };
+        self.started = Instant::now();
+        self.hedge_at = self.started + CONNECT_HEDGE;
         let sent = Arc::new(AtomicBool::new(false));
         self.sent.push((place.clone(), Arc::clone(&sent)));
         let (client, ask, deadline) = (self.client.clone(), self.ask.clone(), self.deadline);
@@ -195,7 +237,9 @@ impl<'a> Call<'a> {
         self.search.done(&place);
         self.sent.retain(|(other, _)| !other.same(&place));
         match tried {
+            Tried::Unconnected(error) if error.code == Code::TooLarge => Err(error),
             Tried::Unconnected(error) => {
+                self.note_failure(place);
                 self.note_refusal(&error);
                 self.seen.last = Some(error);
                 Ok(None)
@@ -204,6 +248,7 @@ impl<'a> Call<'a> {
                 if !repeatable(&self.ask) {
                     return Err(uncertain(&error));
                 }
+                self.note_failure(place);
                 self.note_refusal(&error);
                 self.seen.lost = true;
                 self.seen.last = Some(error);
@@ -211,6 +256,7 @@ impl<'a> Call<'a> {
             }
             Tried::Answered(_, Answer::Error(error)) => {
                 self.seen.answered = true;
+                self.seen.hopeful = true;
                 self.on_error(place, error.into())?;
                 Ok(None)
             }
@@ -218,8 +264,7 @@ impl<'a> Call<'a> {
                 if let Some(name) = self.name.as_deref().filter(|_| needs_leader(&self.ask)) {
                     self.client.routes().leads(name, connection.peer());
                 }
-                let repeated = self.seen.lost || self.sent.iter().any(|(_, sent)| sent.load(Ordering::Relaxed));
-                Ok(Some(Answered { answer, connection, repeated }))
+                Ok(Some(Answered { answer, connection, repeated: self.is_repeated() }))
             }
         }
     }
@@ -233,29 +278,33 @@ impl<'a> Call<'a> {
                 self.offer(&error);
             }
             Code::NotHere => {
+                self.stale = true;
                 self.client.routes().forget(&name);
                 self.offer(&error);
             }
-            Code::Stopping | Code::WouldBlock | Code::NoQuorum => {
-                if error.code == Code::NoQuorum {
-                    if !repeatable(&self.ask) {
-                        return Err(error);
-                    }
-                    self.seen.lost = true;
-                }
-            }
+            Code::Stopping => self.note_failure(place.clone()),
+            Code::WouldBlock => {}
+            Code::NoQuorum if repeatable(&self.ask) => self.seen.lost = true,
             Code::UnknownTopic | Code::UnknownGroup if self.is_doubtful(&error) => {
+                self.stale = true;
                 self.client.routes().forget(&name);
                 let since = self.seen.unknown.as_ref().map_or_else(Instant::now, |(since, _)| *since);
                 self.seen.unknown = Some((since, error.clone()));
             }
             // another peer may do better
             Code::Internal | Code::Unreachable if self.target == Target::Any => {}
-            _ => return Err(error),
+            _ => {
+                return Err(Error { repeated: self.is_repeated(), ..error });
+            }
         }
         tracing::debug!(?place, %error, "goes on to the next peer");
         self.seen.last = Some(error);
         Ok(())
+    }
+
+    /// Whether a try other than the one that has just been answered may have had effect.
+    fn is_repeated(&self) -> bool {
+        self.seen.lost || self.sent.iter().any(|(_, sent)| sent.load(Ordering::Relaxed))
     }
 
     /// A replica does not know what the catalog has: it lags, or it is gone.
@@ -277,9 +326,21 @@ impl<'a> Call<'a> {
         }
     }
 
+    fn note_failure(&mut self, place: Place) {
+        self.stale = true;
+        if let (Some(name), Some(peer)) = (&self.name, place.peer) {
+            self.client.routes().suspect(name, peer);
+        }
+        if !self.failed.iter().any(|failed| failed.same(&place)) {
+            self.failed.push(place);
+        }
+    }
+
     fn note_refusal(&mut self, error: &Error) {
-        if matches!(error.code, Code::Incompatible | Code::Malformed | Code::TooLarge | Code::InvalidArgument) {
+        if matches!(error.code, Code::Incompatible | Code::Malformed | Code::InvalidArgument) {
             self.seen.refused = Some(error.clone());
+        } else {
+            self.seen.hopeful = true;
         }
     }
 
@@ -295,6 +356,13 @@ impl<'a> Call<'a> {
         } else {
             Error::unreachable(format!("no peer could be reached within the deadline ({why}): is it running?"))
         }
+    }
+}
+
+async fn resolved(resolving: &mut Option<BoxFuture<'static, Result<Route, Error>>>) -> Result<Route, Error> {
+    match resolving {
+        Some(resolving) => resolving.await,
+        None => std::future::pending().await,
     }
 }
 
@@ -321,6 +389,10 @@ async fn attempt(client: &Client, place: &Place, ask: Ask, deadline: Instant, se
 fn uncertain(error: &Error) -> Error {
     let message = format!("{}: the write may or may not have taken effect; read it back", error.message);
     Error::new(Code::NoQuorum, message)
+}
+
+fn hedgeable(tries: &Tries, ask: &Ask) -> bool {
+    !tries.is_empty() && repeatable(ask)
 }
 
 /// Whether asking twice is the same as asking once.

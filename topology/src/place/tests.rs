@@ -9,15 +9,7 @@ fn peer(n: u8) -> PeerId {
 }
 
 fn candidate(n: u8, tier: Tier, site: &str) -> Candidate {
-    Candidate {
-        peer: peer(n),
-        tier,
-        site: site.into(),
-        cpus: 4,
-        memory: 8 << 30,
-        replicas: 0,
-        labels: BTreeMap::new(),
-    }
+    Candidate { peer: peer(n), tier, site: site.into(), cpus: 4, memory: 8 << 30, replicas: 0, labels: BTreeMap::new() }
 }
 
 fn set(peers: &[PeerId]) -> BTreeSet<PeerId> {

@@ -52,12 +52,12 @@ pub(super) struct Feed {
     recheck: bool,
     /// Bodies of parked and waiting events; some of them.
     kept: BTreeMap<u64, Stored>,
-    /// First offset of the read under way.
-    loading: Option<u64>,
+    /// The read under way: its first offset, and whether it is for one parked or waiting event.
+    loading: Option<(u64, bool)>,
     /// No reads before this time.
     load_after: u64,
-    /// Whether new events come before those that are run again, the next time. It alternates, so that neither
-    /// kind can starve the other.
+    /// Whether the last pick was an event that was run or passed before; then a new one comes first, so that
+    /// neither kind can starve the other.
     fresh_first: bool,
 }
 
@@ -80,10 +80,6 @@ impl Feed {
         }
     }
 
-    pub fn committed(&self) -> &Cursor {
-        &self.committed
-    }
-
     pub fn grow(&mut self, next: u64) {
         self.head = self.head.max(next);
     }
@@ -97,7 +93,7 @@ impl Feed {
         };
         self.read_ahead(now, out);
         let event = event?;
-        self.fresh_first = !self.fresh_first;
+        self.fresh_first = event.offset != self.frontier;
         let attempt = self.expected.attempts(event.offset).saturating_add(1);
         Some(Pick { event, attempt })
     }
@@ -110,12 +106,18 @@ impl Feed {
 
     /// Takes bodies that were read.
     pub fn loaded(&mut self, from: u64, events: Vec<Stored>, now: u64) {
-        if self.loading != Some(from) {
+        let Some((_, single)) = self.loading.take_if(|loading| loading.0 == from) else {
             return;
-        }
-        self.loading = None;
+        };
         if events.first().is_none_or(|event| event.offset != from) {
             self.load_after = now.saturating_add(LOAD_WAIT_MS);
+            return;
+        }
+        if single {
+            // there may be a reset between question and answer
+            if let Some(event) = events.into_iter().next().filter(|event| !self.expected.is_done(event.offset)) {
+                self.keep(event, true);
+            }
             return;
         }
         self.advance();
@@ -125,8 +127,6 @@ impl Feed {
             if event.offset == next && (self.ahead.is_empty() || bytes < AHEAD_BYTES) {
                 bytes += event.encoded_len();
                 self.ahead.push_back(event);
-            } else if event.offset == from && from < self.frontier && !self.expected.is_done(from) {
-                self.keep(event, true);
             }
         }
     }
@@ -134,12 +134,13 @@ impl Feed {
     /// Takes the outcome of a run of this feed for granted.
     pub fn expect(&mut self, outcome: &Outcome, event: Stored) {
         self.expected.apply(outcome);
-        let waited = self.waiting.remove(&event.offset).is_some();
+        self.waiting.remove(&event.offset);
         if outcome.disposition == Disposition::Retry as i32 {
             self.keep(event, false);
         } else {
             self.kept.remove(&event.offset);
-            self.recheck |= waited || outcome.attempt > 1;
+            // what was run before was parked, and may have held others
+            self.recheck |= outcome.attempt > 1;
         }
     }
 
@@ -180,7 +181,7 @@ impl Feed {
         let from = self.frontier.saturating_add(self.ahead.len() as u64);
         let bytes = || self.ahead.iter().map(Message::encoded_len).sum::<usize>();
         if self.ahead.len() <= LOW_WATER && self.expected.is_open(from) && bytes() < AHEAD_BYTES / 2 {
-            self.load(from, LOAD_EVENTS, now, out);
+            self.load(from, false, now, out);
         }
     }
 
@@ -192,7 +193,7 @@ impl Feed {
                 return None;
             }
             let Some(event) = self.ahead.front() else {
-                self.load(self.frontier, LOAD_EVENTS, now, out);
+                self.load(self.frontier, false, now, out);
                 return None;
             };
             if self.expected.parked.is_empty() && self.waiting.is_empty() {
@@ -217,7 +218,7 @@ impl Feed {
         if let Some(event) = self.kept.get(&offset) {
             return Some(event.clone());
         }
-        self.load(offset, 1, now, out);
+        self.load(offset, true, now, out);
         None
     }
 
@@ -245,12 +246,12 @@ impl Feed {
         }
     }
 
-    fn load(&mut self, from: u64, max: u64, now: u64, out: &mut Vec<Output>) {
-        let max = max.min(self.head.saturating_sub(from));
+    fn load(&mut self, from: u64, single: bool, now: u64, out: &mut Vec<Output>) {
+        let max = if single { 1 } else { LOAD_EVENTS.min(self.head.saturating_sub(from)) };
         if max == 0 || self.loading.is_some() || now < self.load_after {
             return;
         }
-        self.loading = Some(from);
+        self.loading = Some((from, single));
         out.push(Output::Load { trigger: self.trigger, topic: self.topic.id, from, max });
     }
 

@@ -27,6 +27,10 @@ pub const BLOCKED_WAIT_MS: u64 = 200;
 /// Wait before the next run when a proposal failed: the group has no quorum, or this peer is about to learn that
 /// it no longer leads.
 pub const PROPOSE_WAIT_MS: u64 = 200;
+/// Longest wait before the next run when batch after batch is refused whole: rows that clients write all the
+/// time, or an effect that can't be applied, must not keep the group busy. The first refusal costs no wait, each
+/// further one twice that of the one before.
+pub const REFUSED_WAIT_MS: u64 = 1024;
 
 /// A trigger and a topic.
 pub(super) type Pair = (u64, u64);
@@ -73,6 +77,8 @@ pub(super) struct Lane {
     out_of_reach: BTreeMap<u64, u64>,
     /// Nothing is run or proposed before this time.
     held_until: u64,
+    /// Batches in a row of which nothing was applied.
+    fruitless: u32,
     running: Option<Running>,
     forming: Vec<Outcome>,
     forming_bytes: usize,
@@ -92,6 +98,7 @@ impl Lane {
             last: (0, 0),
             out_of_reach: BTreeMap::new(),
             held_until: 0,
+            fruitless: 0,
             running: None,
             forming: Vec::new(),
             forming_bytes: 0,
@@ -146,7 +153,9 @@ impl Lane {
     }
 
     pub fn ran(&mut self, ticket: u64, run: RunResult, executor: PeerId, now: u64) {
-        let Some(running) = self.running.take_if(|running| running.ticket == ticket) else { return };
+        let Some(running) = self.running.take_if(|running| running.ticket == ticket) else {
+            return;
+        };
         if running.stale {
             return;
         }
@@ -154,7 +163,9 @@ impl Lane {
             self.out_of_reach.insert(running.pair.0, now.saturating_add(UNAVAILABLE_WAIT_MS));
             return;
         }
-        let Some(feed) = self.feeds.get_mut(&running.pair) else { return };
+        let Some(feed) = self.feeds.get_mut(&running.pair) else {
+            return;
+        };
         let Running { trigger, topic, event, attempt, .. } = running;
         let subject = Subject { trigger: &trigger, topic: &topic, event: &event, attempt, executor };
         let outcome = outcome::build(&subject, run, now);
@@ -165,7 +176,9 @@ impl Lane {
     }
 
     pub fn committed(&mut self, batch: u64, results: &[OutcomeResult], cursors: Vec<Cursor>, now: u64) {
-        let Some(proposal) = self.proposed.take_if(|proposal| proposal.batch == batch) else { return };
+        let Some(proposal) = self.proposed.take_if(|proposal| proposal.batch == batch) else {
+            return;
+        };
         let mut refused = results.len() < proposal.outcomes.len();
         for (outcome, result) in proposal.outcomes.iter().zip(results) {
             match result {
@@ -186,9 +199,16 @@ impl Lane {
             refused |= feed.is_some_and(|feed| feed.adopt(cursor));
         }
         if refused {
+            let fruitless = results.first() != Some(&OutcomeResult::Applied);
+            self.fruitless = if fruitless { self.fruitless.saturating_add(1) } else { 0 };
+            if self.fruitless > 1 {
+                let wait = (1 << self.fruitless.min(10)).min(REFUSED_WAIT_MS);
+                self.held_until = self.held_until.max(now.saturating_add(wait));
+            }
             self.discard();
             return;
         }
+        self.fruitless = 0;
         self.overlay = Overlay::default();
         for outcome in &self.forming {
             overlay(&mut self.overlay, outcome);
@@ -202,7 +222,7 @@ impl Lane {
         }
     }
 
-    /// Does what can be done now. Every call but [`Lane::grow`]'s and [`Lane::loaded`]'s is followed by one.
+    /// Does what can be done now. To be called after anything that was told to the lane.
     pub fn advance(&mut self, now: u64, ids: &mut Ids, out: &mut Vec<Output>) -> Started {
         let mut started = Started::default();
         self.out_of_reach.retain(|_, until| *until > now);
@@ -255,9 +275,9 @@ impl Lane {
 
     /// Starts the next run: of the feed behind the one served last.
     fn start(&mut self, now: u64, ids: &mut Ids, out: &mut Vec<Output>) -> Option<u64> {
-        let after = self.ready.range((Excluded(self.last), Unbounded));
-        let order: Vec<Pair> = after.chain(self.ready.range(..=self.last)).copied().collect();
-        for pair in order {
+        let mut at = self.last;
+        while let Some(pair) = self.ready.range((Excluded(at), Unbounded)).next().or(self.ready.first()).copied() {
+            at = pair;
             let (Some(trigger), Some(feed)) = (self.triggers.get(&pair.0), self.feeds.get_mut(&pair)) else {
                 self.ready.remove(&pair);
                 continue;
@@ -273,7 +293,7 @@ impl Lane {
             };
             self.last = pair;
             let ticket = ids.next();
-            out.push(Output::Run(Run {
+            out.push(Output::Run(Box::new(Run {
                 ticket,
                 trigger: Arc::clone(trigger),
                 bucket: self.bucket.clone(),
@@ -281,7 +301,7 @@ impl Lane {
                 event: event.clone(),
                 attempt,
                 overlay: Arc::clone(&self.overlay),
-            }));
+            })));
             let (trigger, topic) = (Arc::clone(trigger), feed.topic.clone());
             self.running = Some(Running { ticket, pair, trigger, topic, event, attempt, stale: false });
             return Some(ticket);

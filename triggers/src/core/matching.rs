@@ -9,7 +9,7 @@ use canal_proto::log::{TopicSpec, TriggerSpec};
 
 /// The triggers that fire on the topic of this name, in the order given.
 pub fn triggers_of<'a>(triggers: &'a [TriggerSpec], topic: &str) -> Vec<&'a TriggerSpec> {
-    triggers.iter().filter(|trigger| trigger.info.matches(topic)).collect()
+    triggers.iter().filter(|trigger| trigger.info.filter()(topic)).collect()
 }
 
 /// The topics that each trigger fires on, by trigger id; triggers without a topic included.
@@ -17,7 +17,10 @@ pub fn pairs<'a>(
     triggers: &[TriggerSpec],
     topics: impl IntoIterator<Item = &'a TopicSpec> + Clone,
 ) -> BTreeMap<u64, Vec<&'a TopicSpec>> {
-    let of = |trigger: &TriggerSpec| topics.clone().into_iter().filter(|t| trigger.info.matches(&t.name)).collect();
+    let of = |trigger: &TriggerSpec| {
+        let fires = trigger.info.filter();
+        topics.clone().into_iter().filter(|topic| fires(&topic.name)).collect()
+    };
     triggers.iter().map(|trigger| (trigger.info.id, of(trigger))).collect()
 }
 

@@ -124,23 +124,34 @@ fn done(subject: &Subject<'_>, run: &RunResult) -> Result<Outcome, String> {
     outcome.record.emits = count(outcome.emits.len());
     let size = outcome.encoded_len();
     if size > MAX_OUTCOME {
-        return Err(format!("the run's effects take {size} bytes; an entry has room for {MAX_OUTCOME}, so write, emit or read less"));
+        return Err(format!(
+            "the run's effects take {size} bytes; an entry has room for {MAX_OUTCOME}, so write, emit or read less"
+        ));
     }
     Ok(outcome)
 }
 
 fn failed(subject: &Subject<'_>, run: &RunResult, status: Status, error: &str, now_ms: u64) -> Outcome {
     let trigger = subject.trigger;
-    if subject.attempt < trigger.info.attempts() {
+    let mut outcome = if subject.attempt < trigger.info.attempts() {
         let mut outcome = plain(subject, run, status, error, Disposition::Retry);
         outcome.not_before_ms = now_ms.saturating_add(trigger.info.backoff(subject.attempt));
         outcome.key_digest = key_digest(&subject.event.event.key);
-        return outcome;
+        outcome
+    } else {
+        let mut outcome = plain(subject, run, status, error, Disposition::Dead);
+        let event = dead_letter(subject, error);
+        outcome.emits = vec![Emit { target: trigger.dead.clone(), event, dead: trigger.dead.clone() }];
+        outcome.record.emits = 1;
+        outcome
+    };
+    // it may have failed of what it read; if that has changed, the failure does not count
+    outcome.reads = run.reads.clone();
+    outcome.scans = run.scans.clone();
+    if outcome.encoded_len() > MAX_OUTCOME {
+        outcome.reads.clear();
+        outcome.scans.clear();
     }
-    let mut outcome = plain(subject, run, status, error, Disposition::Dead);
-    let event = dead_letter(subject, error);
-    outcome.emits = vec![Emit { target: trigger.dead.clone(), event, dead: trigger.dead.clone() }];
-    outcome.record.emits = 1;
     outcome
 }
 
@@ -162,7 +173,9 @@ fn dead_letter(subject: &Subject<'_>, error: &str) -> Event {
     event.headers.retain(|h| h.name != ERROR && origin.iter().all(|o| o.name != h.name));
     let mut keep = 0;
     for header in &event.headers {
-        let Some(left) = room.checked_sub(size(header)) else { break };
+        let Some(left) = room.checked_sub(size(header)) else {
+            break;
+        };
         room = left;
         keep += 1;
     }

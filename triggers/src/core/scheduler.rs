@@ -51,7 +51,9 @@ impl Scheduler {
     pub fn handle(&mut self, input: Input, now_ms: u64) -> Vec<Output> {
         let mut out = Vec::new();
         for name in self.note(input, now_ms, &mut out) {
-            let Some(lane) = self.lanes.get_mut(&name) else { continue };
+            let Some(lane) = self.lanes.get_mut(&name) else {
+                continue;
+            };
             let started = lane.advance(now_ms, &mut self.ids, &mut out);
             let wake = lane.wake(now_ms);
             self.runs.extend(started.ticket.map(|ticket| (ticket, name.clone())));
@@ -110,7 +112,9 @@ impl Scheduler {
     }
 
     fn tell(&mut self, name: Option<String>, message: impl FnOnce(&mut Lane)) -> BTreeSet<String> {
-        let Some(name) = name else { return BTreeSet::new() };
+        let Some(name) = name else {
+            return BTreeSet::new();
+        };
         if let Some(lane) = self.lanes.get_mut(&name) {
             message(lane);
         }
@@ -140,7 +144,9 @@ impl Scheduler {
             let (id, name) = (trigger.info.id, trigger.info.state_bucket().to_owned());
             let lane = lanes.entry(name.clone()).or_default();
             for topic in pairs.get(&id).into_iter().flatten() {
-                let Some(cursor) = cursors.remove(&(id, topic.id)) else { continue };
+                let Some(cursor) = cursors.remove(&(id, topic.id)) else {
+                    continue;
+                };
                 let head = heads.get(&topic.id).copied().unwrap_or_default();
                 lane.feeds.insert((id, topic.id), ((*topic).clone(), head, cursor));
                 self.fed_by.entry(topic.id).or_default().insert(name.clone());

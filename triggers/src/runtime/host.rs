@@ -3,14 +3,13 @@
 //! Nothing here takes effect outside of the run. Reads are noted, writes and emits are kept, and what all of it
 //! comes to is handed over at the end. Time and random numbers are the event's.
 
-
 use canal_proto::event::Event;
 use canal_proto::limits::MAX_ENTRY;
 use canal_proto::log::{ReadCheck, ScanCheck, StateOp, Target};
 
+use super::Job;
 use super::bindings::canal::function::{host, types};
 use super::limiter::Limiter;
-use super::Job;
 use types::{Header, HostError, Level, Row};
 
 mod emit;
@@ -133,13 +132,7 @@ impl host::Host for Capabilities {
         self.state.scan(&mut self.budget, prefix, limit)
     }
 
-    fn emit(
-        &mut self,
-        topic: String,
-        key: Vec<u8>,
-        headers: Vec<Header>,
-        payload: Vec<u8>,
-    ) -> Result<(), HostError> {
+    fn emit(&mut self, topic: String, key: Vec<u8>, headers: Vec<Header>, payload: Vec<u8>) -> Result<(), HostError> {
         self.emits.emit(&mut self.budget, &topic, key, headers, payload)
     }
 

@@ -84,7 +84,9 @@ fn judge(called: wasmtime::Result<Result<(), String>>, traces: Traces) -> Run {
     if let Some(fault) = traces.fault {
         return Run { log: traces.log, ..Run::not_run(bounded(fault)) };
     }
-    let of_guest = |status| if traces.limited { Status::Limit } else { status };
+    let of_guest = |status| {
+        if traces.limited { Status::Limit } else { status }
+    };
     let (status, error) = match called {
         Ok(Ok(())) => (Status::Ok, String::new()),
         Ok(Err(text)) => (of_guest(Status::Error), text),

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use canal_proto::log::Target;
+use canal_proto::log::{StateOp, Target};
 use parking_lot::Mutex;
 use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 
@@ -19,6 +19,15 @@ impl Rows {
         let all = Self::default();
         rows.iter().for_each(|(key, value)| all.put(key, value));
         all
+    }
+
+    pub fn apply(&self, writes: &[StateOp]) {
+        for StateOp { key, value } in writes {
+            match value {
+                Some(value) => self.0.lock().insert(key.clone(), value.clone()),
+                None => self.0.lock().remove(key),
+            };
+        }
     }
 
     pub fn put(&self, key: &str, value: &str) {

@@ -8,9 +8,7 @@
 use canal_proto::catalog::{
     BlobChunk, CatalogCommand, CatalogReply, Change, CreateTopic, FunctionInfo, GroupInfo, TopicInfo, TriggerInfo,
 };
-use canal_proto::limits::{
-    BLOB_CHUNK, MAX_COMPONENT, MAX_PATTERNS, MAX_REPLICAS, MAX_TOPICS_PER_GROUP, MAX_TRIGGERS,
-};
+use canal_proto::limits::{BLOB_CHUNK, MAX_COMPONENT, MAX_PATTERNS, MAX_REPLICAS, MAX_TOPICS_PER_GROUP, MAX_TRIGGERS};
 use canal_proto::log::{GroupSpec, Target, TopicSpec, TriggerSpec};
 use canal_proto::name::check_plain;
 use canal_proto::peer::Replica;
@@ -93,8 +91,8 @@ fn ensure_topic(
     let topic_key = txn.keys.make(Table::CatalogTopics, &[ask.name.as_bytes()]);
     if let Some(topic) = txn.get::<TopicInfo>(&topic_key)? {
         let wanted = txn.get::<GroupInfo>(&group_key(txn, GroupId(topic.group)))?.map_or(0, |group| group.replicas);
-        let same = (ask.group.is_empty() || ask.group == topic.group_name)
-            && (ask.replicas == 0 || ask.replicas == wanted);
+        let same =
+            (ask.group.is_empty() || ask.group == topic.group_name) && (ask.replicas == 0 || ask.replicas == wanted);
         return Ok(if same {
             Ok((topic, None))
         } else {
@@ -377,9 +375,9 @@ fn topics_of(txn: &Txn<'_>, group: GroupId) -> Result<Vec<TopicInfo>, KvError> {
 }
 
 fn matching(txn: &Txn<'_>, trigger: &TriggerInfo) -> Result<Vec<TopicInfo>, KvError> {
-    let patterns: Vec<Pattern> = trigger.patterns.iter().filter_map(|text| text.parse().ok()).collect();
+    let matches = trigger.filter();
     let mut topics = topics(txn)?;
-    topics.retain(|topic| patterns.iter().any(|pattern| pattern.matches(&topic.name)));
+    topics.retain(|topic| matches(&topic.name));
     topics.sort_by_key(|topic| topic.id);
     Ok(topics)
 }
@@ -416,8 +414,8 @@ pub fn group_spec(txn: &Txn<'_>, id: GroupId) -> Result<Option<GroupSpec>, KvErr
     let hosted = topics_of(txn, id)?;
     let mut specs = Vec::new();
     for trigger in triggers(txn)? {
-        let patterns: Vec<Pattern> = trigger.patterns.iter().filter_map(|text| text.parse().ok()).collect();
-        if !hosted.iter().any(|topic| patterns.iter().any(|pattern| pattern.matches(&topic.name))) {
+        let matches = trigger.filter();
+        if !hosted.iter().any(|topic| matches(&topic.name)) {
             continue;
         }
         let function_key = txn.keys.make(Table::CatalogFunctions, &[trigger.function.as_bytes()]);

@@ -41,11 +41,7 @@ pub(super) fn put(txn: &mut Txn<'_>, emits: &[&Emit], effects: &mut Vec<Effect>)
 }
 
 /// Takes out what was delivered; what was refused for good goes to its dead-letter topic.
-pub(super) fn acknowledge(
-    txn: &mut Txn<'_>,
-    ack: &OutboxAck,
-    effects: &mut Vec<Effect>,
-) -> Result<(), KvError> {
+pub(super) fn acknowledge(txn: &mut Txn<'_>, ack: &OutboxAck, effects: &mut Vec<Effect>) -> Result<(), KvError> {
     let topic = TopicId(ack.topic);
     let key = txn.keys.topic_only(Table::OutboxTopics, topic);
     let Some(mut queue) = txn.get::<OutboxTopic>(&key)? else { return Ok(()) };

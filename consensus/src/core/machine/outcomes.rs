@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use canal_proto::cursor::Cursor;
 use canal_proto::digest;
 use canal_proto::limits::{MAX_ACTIVATIONS, MAX_CURSOR_GAP, MAX_OUTBOX};
-use canal_proto::log::{Disposition, Emit, GroupSpec, Outcome, Outcomes, StateOp};
+use canal_proto::log::{Emit, GroupSpec, Outcome, Outcomes, StateOp};
 use canal_proto::{TopicId, TriggerId};
 
 use super::{Effect, OutcomeResult, Place, extend, outbox};
@@ -27,8 +27,15 @@ pub(super) fn apply(
     let spec = super::spec(txn)?;
     let mut results = Vec::with_capacity(outcomes.outcomes.len());
     let mut cursors = BTreeMap::new();
+    let mut refused = false;
     for (part, outcome) in outcomes.outcomes.iter().enumerate() {
+        if refused {
+            // later runs of an entry have seen what the refused one wrote, or come behind it in their key's order
+            results.push(OutcomeResult::Conflict);
+            continue;
+        }
         let (result, cursor) = apply_one(txn, place, &spec, part, outcome, effects)?;
+        refused = result != OutcomeResult::Applied;
         results.push(result);
         if let Some(cursor) = cursor {
             cursors.insert((outcome.trigger, outcome.topic), cursor);
@@ -48,11 +55,13 @@ fn apply_one(
     let key = txn.keys.cursor(TriggerId(outcome.trigger), TopicId(outcome.topic));
     let Some(mut cursor) = txn.get::<Cursor>(&key)? else { return Ok((OutcomeResult::Obsolete, None)) };
     let known = spec.triggers.iter().any(|trigger| trigger.info.id == outcome.trigger);
-    if !known || cursor.is_done(outcome.offset) || outcome.attempt != cursor.attempts(outcome.offset) + 1 {
+    if !known {
         return Ok((OutcomeResult::Obsolete, Some(cursor)));
     }
-    if outcome.offset >= cursor.low + MAX_CURSOR_GAP {
-        return Ok((OutcomeResult::Blocked, Some(cursor)));
+    if !cursor.accepts(outcome.offset, outcome.attempt) {
+        let later = outcome.offset >= cursor.low.saturating_add(MAX_CURSOR_GAP);
+        let result = if later { OutcomeResult::Blocked } else { OutcomeResult::Obsolete };
+        return Ok((result, Some(cursor)));
     }
     if !reads_hold(txn, outcome)? {
         return Ok((OutcomeResult::Conflict, Some(cursor)));
@@ -72,13 +81,7 @@ fn apply_one(
     append_local(txn, place, part, &local, effects)?;
     outbox::put(txn, &remote, effects)?;
     write(txn, &outcome.bucket, &outcome.writes);
-    match outcome.disposition() {
-        Disposition::Done | Disposition::Dead => cursor.finish(outcome.offset),
-        Disposition::Retry => {
-            cursor.park(outcome.offset, outcome.attempt, outcome.not_before_ms, outcome.key_digest.clone());
-        }
-    }
-    cursor.runs += 1;
+    cursor.apply(outcome);
     txn.put(key, &cursor);
     record(txn, outcome)?;
     Ok((OutcomeResult::Applied, Some(cursor)))
@@ -101,12 +104,7 @@ fn reads_hold(txn: &Txn<'_>, outcome: &Outcome) -> Result<bool, KvError> {
     Ok(true)
 }
 
-fn state_rows(
-    txn: &Txn<'_>,
-    bucket: &str,
-    prefix: &str,
-    limit: usize,
-) -> Result<Vec<(String, bytes::Bytes)>, KvError> {
+fn state_rows(txn: &Txn<'_>, bucket: &str, prefix: &str, limit: usize) -> Result<Vec<(String, bytes::Bytes)>, KvError> {
     let from = txn.keys.state(bucket, prefix);
     let skip = Keys::state_prefix_len(bucket);
     let rows = txn.scan_bytes(&from, limit)?;

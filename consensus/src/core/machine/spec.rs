@@ -3,10 +3,9 @@
 
 use std::collections::BTreeSet;
 
-use canal_proto::catalog::Start;
 use canal_proto::cursor::Cursor;
 use canal_proto::log::GroupSpec;
-use canal_proto::{Pattern, TopicId, TriggerId};
+use canal_proto::{TopicId, TriggerId};
 
 use super::Effect;
 use crate::core::keys::Table;
@@ -49,19 +48,16 @@ pub(super) fn apply(txn: &mut Txn<'_>, new: &GroupSpec, effects: &mut Vec<Effect
 fn cursors(txn: &mut Txn<'_>, spec: &GroupSpec) -> Result<(), KvError> {
     let mut wanted = BTreeSet::new();
     for trigger in &spec.triggers {
-        let patterns: Vec<Pattern> = trigger.info.patterns.iter().filter_map(|text| text.parse().ok()).collect();
-        for topic in spec.topics.iter().filter(|topic| patterns.iter().any(|p| p.matches(&topic.name))) {
+        let matches = trigger.info.filter();
+        for topic in spec.topics.iter().filter(|topic| matches(&topic.name)) {
             let (trigger_id, topic_id) = (TriggerId(trigger.info.id), TopicId(topic.id));
             let key = txn.keys.cursor(trigger_id, topic_id);
             wanted.insert(key.clone());
             if txn.get::<Cursor>(&key)?.is_some() {
                 continue;
             }
-            // a topic that is younger than the trigger is handled from its first event in any case
-            let latest = trigger.info.start() == Start::Latest && topic.id < trigger.info.id;
             let next = txn.get_or_default::<Topic>(&txn.keys.topic_only(Table::Topics, topic_id))?.next;
-            let low = if latest { next } else { 0 };
-            txn.put(key, &Cursor { trigger: trigger_id.0, topic: topic_id.0, low, ..Cursor::default() });
+            txn.put(key, &Cursor::begin(&trigger.info, topic.id, next));
         }
     }
     for (key, _) in txn.scan_bytes(&txn.keys.one(Table::Cursors), usize::MAX / 2)? {

@@ -39,8 +39,7 @@ impl Emits {
         headers: Vec<Header>,
         payload: Vec<u8>,
     ) -> Result<(), HostError> {
-        let headers =
-            headers.into_iter().map(|header| event::Header { name: header.name, value: header.value.into() });
+        let headers = headers.into_iter().map(|header| event::Header { name: header.name, value: header.value.into() });
         let event = Event {
             key: key.into(),
             headers: headers.collect(),

@@ -45,7 +45,7 @@ impl State {
     pub fn get(&mut self, budget: &mut Budget, key: &str) -> Result<Option<Vec<u8>>, HostError> {
         check_key(key)?;
         if let Some(own) = self.writes.get(key) {
-            return Ok(own.as_ref().map(Bytes::to_vec));
+            return Ok(own.as_ref().map(|bytes| bytes.to_vec()));
         }
         let value = self.view.get(key).map_err(|reason| unreadable(budget, &reason))?;
         let digest = digest::value(value.as_deref());
@@ -153,9 +153,7 @@ fn check_key(key: &str) -> Result<(), HostError> {
     match key.len() {
         0 => Err(HostError::Invalid("a state key can't be empty".into())),
         1..=MAX_STATE_KEY => Ok(()),
-        size => {
-            Err(HostError::Invalid(format!("a state key has at most {MAX_STATE_KEY} bytes, this one has {size}")))
-        }
+        size => Err(HostError::Invalid(format!("a state key has at most {MAX_STATE_KEY} bytes, this one has {size}"))),
     }
 }
 

@@ -1,0 +1,1 @@
+//! What a committed entry does, to the byte.

@@ -1,0 +1,201 @@
+//! The data directory: who this peer is, which mesh it belongs to, and where it was last reachable.
+//!
+//! A lock keeps a second process out. Small files are written beside and renamed into place, synced, so that a crash
+//! leaves the old or the new one.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use canal_proto::{MeshId, PeerId};
+use libp2p::identity::Keypair;
+use serde::{Deserialize, Serialize};
+
+/// Other peers whose addresses are kept for the next start.
+const MAX_KNOWN: usize = 64;
+
+/// What a client on this machine needs to find the peer: `peer.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Contact {
+    /// Peer id.
+    pub peer: String,
+    /// Name of the mesh.
+    pub mesh: String,
+    /// Multiaddresses.
+    pub addresses: Vec<String>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Membership {
+    name: String,
+    id: String,
+}
+
+/// The data directory, locked.
+#[derive(Debug)]
+pub struct Data {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Data {
+    /// Opens and locks the directory; makes it when it is not there.
+    ///
+    /// # Errors
+    /// When another process holds it, or it can't be written.
+    pub fn open(dir: &Path) -> Result<Self> {
+        fs::create_dir_all(dir).with_context(|| format!("the data directory {} can't be made", dir.display()))?;
+        let path = dir.join("lock");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("{} can't be opened", path.display()))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => bail!(
+                "another process uses the data directory {}; stop it, or name another directory with --data",
+                dir.display()
+            ),
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("{} can't be locked", path.display()));
+            }
+        }
+        Ok(Self { dir: dir.to_owned(), _lock: lock })
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The peer's key; drawn the first time.
+    pub fn identity(&self) -> Result<Keypair> {
+        let path = self.dir.join("identity");
+        match fs::read(&path) {
+            Ok(bytes) => Keypair::from_protobuf_encoding(&bytes).with_context(|| {
+                format!("{} is damaged; restore it, or remove the directory to start as a new peer", path.display())
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let keys = Keypair::generate_ed25519();
+                self.replace("identity", &keys.to_protobuf_encoding()?, true)?;
+                Ok(keys)
+            }
+            Err(error) => Err(error).with_context(|| format!("{} can't be read", path.display())),
+        }
+    }
+
+    /// The mesh that this peer belongs to, if it has joined or founded one.
+    pub fn mesh(&self, name: &str) -> Result<Option<MeshId>> {
+        let Some(mesh) = self.read::<Membership>("mesh.json")? else { return Ok(None) };
+        if mesh.name != name {
+            bail!(
+                "the data directory {} belongs to mesh `{}`, not `{name}`; use that name, or another directory",
+                self.dir.display(),
+                mesh.name
+            );
+        }
+        Ok(Some(mesh.id.parse()?))
+    }
+
+    /// Notes the mesh, for good.
+    pub fn set_mesh(&self, name: &str, id: MeshId) -> Result<()> {
+        self.write("mesh.json", &Membership { name: name.to_owned(), id: id.to_string() })
+    }
+
+    /// The port that was chosen for `listen` before, so that a restart keeps it.
+    pub fn port(&self, listen: &str) -> Option<u16> {
+        let ports: std::collections::BTreeMap<String, u16> = self.read("ports.json").ok().flatten()?;
+        ports.get(listen).copied()
+    }
+
+    /// Notes the port that was chosen for `listen`.
+    pub fn set_port(&self, listen: &str, port: u16) -> Result<()> {
+        let mut ports: std::collections::BTreeMap<String, u16> = self.read("ports.json")?.unwrap_or_default();
+        ports.insert(listen.to_owned(), port);
+        self.write("ports.json", &ports)
+    }
+
+    /// Addresses of other peers, from the last run.
+    pub fn known_peers(&self) -> Vec<String> {
+        self.read("known-peers.json").ok().flatten().unwrap_or_default()
+    }
+
+    /// Notes addresses of other peers for the next start.
+    pub fn set_known_peers(&self, addresses: &[String]) -> Result<()> {
+        self.write("known-peers.json", &addresses.iter().take(MAX_KNOWN).collect::<Vec<_>>())
+    }
+
+    /// Says where this peer can be reached.
+    pub fn set_contact(&self, peer: PeerId, mesh: &str, addresses: &[String]) -> Result<()> {
+        let contact = Contact { peer: peer.to_string(), mesh: mesh.to_owned(), addresses: addresses.to_vec() };
+        self.write("peer.json", &contact)
+    }
+
+    fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<T>> {
+        read(&self.dir, name)
+    }
+
+    fn write<T: Serialize>(&self, name: &str, value: &T) -> Result<()> {
+        self.replace(name, &serde_json::to_vec_pretty(value)?, false)
+    }
+
+    fn replace(&self, name: &str, bytes: &[u8], secret: bool) -> Result<()> {
+        let path = self.dir.join(name);
+        let new = self.dir.join(format!("{name}.new"));
+        let write = || -> std::io::Result<()> {
+            let mut options = OpenOptions::new();
+            options.create(true).write(true).truncate(true);
+            #[cfg(unix)]
+            if secret {
+                std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+            }
+            let mut file = options.open(&new)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(&self.dir)?.sync_all()
+        };
+        write().with_context(|| format!("{} can't be written", path.display()))
+    }
+}
+
+/// Where the peer that uses this directory can be reached.
+pub fn contact(dir: &Path) -> Result<Option<Contact>> {
+    read(dir, "peer.json")
+}
+
+fn read<T: for<'de> Deserialize<'de>>(dir: &Path, name: &str) -> Result<Option<T>> {
+    let path = dir.join(name);
+    match fs::read(&path) {
+        Ok(bytes) => {
+            Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("{} can't be read", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_directory_belongs_to_one_process_and_one_mesh() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::open(dir.path()).unwrap();
+        let refused = Data::open(dir.path()).unwrap_err().to_string();
+        assert!(refused.starts_with("another process uses the data directory"), "{refused}");
+        let keys = data.identity().unwrap();
+        assert_eq!(data.identity().unwrap().public(), keys.public());
+        assert_eq!(data.mesh("home").unwrap(), None);
+        data.set_mesh("home", MeshId([1; 16])).unwrap();
+        assert_eq!(data.mesh("home").unwrap(), Some(MeshId([1; 16])));
+        assert!(data.mesh("work").unwrap_err().to_string().contains("belongs to mesh `home`"));
+        drop(data);
+        Data::open(dir.path()).unwrap();
+    }
+}

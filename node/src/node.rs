@@ -1,0 +1,367 @@
+//! What all parts of a running peer share.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use canal_consensus::{GroupHandle, Handle, Refused, Status};
+use canal_proto::catalog::TopicInfo;
+use canal_proto::peer::{Label, PeerInfo, Replica};
+use canal_proto::request::Route;
+use canal_proto::{Code, GroupId, MeshId, PeerId, TopicId, WireError, route};
+use canal_sdk::{Client, Target};
+use canal_triggers::runtime::Runtime;
+use libp2p::identity::Keypair;
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
+
+use crate::config::Config;
+use crate::net::Net;
+
+/// The only namespace until tenants come.
+pub const NAMESPACE: &str = "default";
+/// Replicas of a catalog: what it holds must outlive a machine, and every further replica slows changes down.
+pub const CATALOG_REPLICAS: u32 = 3;
+/// A peer that was not heard of for this long gets no new replicas: some announcements of it were lost or it is gone.
+pub const PEER_LOST: Duration = Duration::from_secs(10);
+/// Peers that a catalog's leader remembers.
+const MAX_PEERS: usize = 10_000;
+
+/// What the catalog's leader knows of the peers: told by themselves, again and again, and forgotten with leadership.
+#[derive(Default)]
+pub struct PeerTable {
+    peers: Mutex<BTreeMap<PeerId, (PeerInfo, Instant)>>,
+}
+
+impl PeerTable {
+    /// Notes what a peer says of itself; `false` when the table is full.
+    pub fn heard(&self, peer: PeerId, info: PeerInfo) -> bool {
+        let mut peers = self.peers.lock();
+        peers.retain(|_, (_, heard)| heard.elapsed() < PEER_LOST * 30);
+        let room = peers.len() < MAX_PEERS || peers.contains_key(&peer);
+        if room {
+            peers.insert(peer, (info, Instant::now()));
+        }
+        room
+    }
+
+    /// All peers, with how long ago each was heard of.
+    pub fn all(&self) -> Vec<PeerInfo> {
+        let peers = self.peers.lock();
+        peers
+            .values()
+            .map(|(info, heard)| PeerInfo {
+                heard_ms_ago: u64::try_from(heard.elapsed().as_millis()).unwrap_or(u64::MAX),
+                ..info.clone()
+            })
+            .collect()
+    }
+
+    /// Those that are there.
+    pub fn live(&self) -> Vec<PeerInfo> {
+        let limit = u64::try_from(PEER_LOST.as_millis()).unwrap_or(u64::MAX);
+        self.all().into_iter().filter(|info| info.heard_ms_ago < limit).collect()
+    }
+
+    /// Where a peer says that it can be reached.
+    pub fn addresses(&self, peer: PeerId) -> Option<Vec<String>> {
+        self.peers.lock().get(&peer).map(|(info, _)| info.addresses.clone())
+    }
+
+    /// Forgets all.
+    pub fn clear(&self) {
+        self.peers.lock().clear();
+    }
+}
+
+/// A running peer.
+pub struct Node {
+    /// What is in force.
+    pub config: Config,
+    /// The peer's key.
+    pub keys: Keypair,
+    /// This peer.
+    pub id: PeerId,
+    /// The mesh.
+    pub mesh: MeshId,
+    /// The groups.
+    pub groups: Handle,
+    /// The network.
+    pub net: Net,
+    /// The DHT.
+    pub dht: canal_dht::Handle,
+    /// Runs functions.
+    pub runtime: Runtime,
+    /// Asks other peers, and this one.
+    pub client: Client,
+    /// What the catalog's leader knows of the peers.
+    pub peers: PeerTable,
+    /// Spec versions that groups have confirmed to this peer as the catalog's leader.
+    pub confirmed: watch::Sender<BTreeMap<GroupId, u64>>,
+    /// Wakes the catalog's room.
+    pub catalog_changed: Notify,
+    /// Topics that groups here host, by name; a shortcut, checked by whoever uses it.
+    pub hosted: RwLock<HashMap<String, (GroupId, TopicId)>>,
+    /// Whether the catalog's leader has answered this peer.
+    pub joined: AtomicBool,
+    /// The peer is on its way out: it leads nothing new.
+    pub draining: AtomicBool,
+}
+
+/// Milliseconds since 1970-01-01 UTC.
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Node {
+    /// The group of the catalog.
+    pub fn catalog_id(&self) -> GroupId {
+        GroupId::of_catalog(self.mesh, NAMESPACE)
+    }
+
+    /// The catalog, if it has a replica here.
+    pub fn catalog(&self) -> Option<GroupHandle> {
+        self.groups.group(self.catalog_id())
+    }
+
+    /// This peer as a replica names it.
+    pub fn replica(&self, id: u64) -> Replica {
+        Replica { id, peer: self.id.to_vec(), addresses: self.net.addresses() }
+    }
+
+    /// This peer's description of itself.
+    pub fn describe(&self) -> PeerInfo {
+        let groups = self.groups.groups();
+        let leads = groups.iter().filter(|group| group.status().leads).count();
+        let label = |(key, value): (&String, &String)| Label { key: key.clone(), value: value.clone() };
+        PeerInfo {
+            peer: self.id.to_vec(),
+            addresses: self.net.addresses(),
+            tier: self.config.tier.into(),
+            site: self.config.site.clone(),
+            labels: self.config.labels.iter().map(label).collect(),
+            cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+            memory: memory_of_machine(),
+            replicas: u32::try_from(groups.len()).unwrap_or(u32::MAX),
+            leads: u32::try_from(leads).unwrap_or(u32::MAX),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            heard_ms_ago: 0,
+        }
+    }
+
+    /// The group here that hosts a topic.
+    pub fn hosting(&self, name: &str) -> Option<(GroupHandle, TopicId)> {
+        let known = self.hosted.read().get(name).copied();
+        if let Some((group, topic)) = known
+            && let Some(handle) = self.groups.group(group)
+        {
+            return Some((handle, topic));
+        }
+        self.groups.groups().into_iter().find_map(|group| {
+            let spec = group.status().spec;
+            let topic = spec.topics.iter().find(|topic| topic.name == name)?;
+            Some((group, TopicId(topic.id)))
+        })
+    }
+
+    /// What a request is answered with that only the leader can answer.
+    pub fn not_leader(&self, status: &Status) -> WireError {
+        let find = |id: u64| status.configuration.replicas.iter().find(|replica| replica.id == id).cloned();
+        let leader = (status.leader != status.replica).then(|| find(status.leader)).flatten();
+        let message = match &leader {
+            Some(_) => format!("replica {} of group {} leads; ask there", status.leader, status.group),
+            None => format!("group {} has no leader just now; try again", status.group),
+        };
+        WireError {
+            leader: leader.map(|replica| self.freshened(replica)),
+            replicas: status.configuration.replicas.iter().cloned().map(|replica| self.freshened(replica)).collect(),
+            ..WireError::new(Code::NotLeader, message)
+        }
+    }
+
+    /// A replica with the addresses at which its peer was last heard of.
+    fn freshened(&self, mut replica: Replica) -> Replica {
+        if let Ok(peer) = replica.peer_id() {
+            if peer == self.id {
+                replica.addresses = self.net.addresses();
+            } else if let Some(addresses) = self.peers.addresses(peer) {
+                replica.addresses = addresses;
+            }
+        }
+        replica
+    }
+
+    /// What a request to one of this peer's groups came to.
+    pub fn refusal(&self, group: &GroupHandle, error: canal_consensus::Error) -> WireError {
+        match error {
+            canal_consensus::Error::Refused(Refused::NotLeader) => self.not_leader(&group.status()),
+            canal_consensus::Error::Refused(Refused::Busy) => {
+                WireError::new(Code::WouldBlock, "the group is busy; try again")
+            }
+            canal_consensus::Error::Refused(error @ Refused::TooLarge(_)) => {
+                WireError::new(Code::TooLarge, error.to_string())
+            }
+            canal_consensus::Error::Refused(error) => WireError::new(Code::WouldBlock, error.to_string()),
+            canal_consensus::Error::Answer(error) => error,
+            canal_consensus::Error::Stopped => {
+                WireError::new(Code::Stopping, "this peer is shutting down; ask another")
+            }
+            error => WireError::new(Code::Internal, error.to_string()),
+        }
+    }
+
+    /// Where a group with a replica here lives.
+    pub fn route_of(&self, group: &GroupHandle, topic: TopicId) -> Route {
+        let status = group.status();
+        Route {
+            topic: topic.0,
+            group: group.id().0,
+            epoch: status.epoch,
+            replicas: status.configuration.replicas.iter().cloned().map(|replica| self.freshened(replica)).collect(),
+            leader: status.leader,
+            source: "local".into(),
+        }
+    }
+
+    /// Where a topic, a group or the catalog lives: here, by the DHT, or else by the catalog.
+    ///
+    /// # Errors
+    /// `UnknownTopic`, `UnknownGroup`; those of asking the catalog.
+    pub async fn resolve(&self, name: &str, fresh: bool) -> Result<Route, WireError> {
+        if let Some(route) = self.resolve_here(name) {
+            return Ok(route);
+        }
+        let dht = match self.dht.lookup(NAMESPACE, name, fresh).await {
+            Ok(route) => return Ok(route),
+            Err(error) => error,
+        };
+        if name == route::CATALOG {
+            let message = format!("the catalog was not found: {dht}; is a majority of its peers up?");
+            return Err(WireError::new(Code::NoQuorum, message));
+        }
+        if let Some(id) = name.strip_prefix("$group/") {
+            let id = id.parse::<GroupId>().map_err(|e| WireError::new(Code::InvalidArgument, e.to_string()))?;
+            return self.resolve_group(id).await;
+        }
+        let topic = self.catalog_topic(name).await?.ok_or_else(|| unknown_topic(name))?;
+        let route = match self.dht.lookup(NAMESPACE, &route::group_name(GroupId(topic.group)), fresh).await {
+            Ok(route) => route,
+            Err(_) => self.resolve_group(GroupId(topic.group)).await?,
+        };
+        Ok(Route { topic: topic.id, source: "catalog".into(), ..route })
+    }
+
+    fn resolve_here(&self, name: &str) -> Option<Route> {
+        if name == route::CATALOG {
+            return self.catalog().map(|group| self.route_of(&group, TopicId(0)));
+        }
+        if let Some(id) = name.strip_prefix("$group/") {
+            let group = self.groups.group(id.parse().ok()?)?;
+            return Some(self.route_of(&group, TopicId(0)));
+        }
+        self.hosting(name).map(|(group, topic)| self.route_of(&group, topic))
+    }
+
+    async fn resolve_group(&self, id: GroupId) -> Result<Route, WireError> {
+        let groups = match self.catalog() {
+            Some(catalog) => catalog.view().catalog_groups().map_err(internal)?,
+            None => self.client.catalog("", &["groups"], false).await?.groups,
+        };
+        let group = groups.into_iter().find(|group| group.id == id.0);
+        let group =
+            group.ok_or_else(|| WireError::new(Code::UnknownGroup, format!("no group {id}; see `canal group ls`")))?;
+        let replicas = group.first.into_iter().map(|replica| self.freshened(replica)).collect();
+        Ok(Route { group: id.0, replicas, source: "catalog".into(), ..Route::default() })
+    }
+
+    /// A topic as the catalog has it.
+    pub async fn catalog_topic(&self, name: &str) -> Result<Option<TopicInfo>, WireError> {
+        // a replica that lags must not say that a topic does not exist: its absence is only taken from the leader
+        if let Some(catalog) = self.catalog()
+            && let Some(topic) = catalog.view().catalog_topic(name).map_err(internal)?
+        {
+            return Ok(Some(topic));
+        }
+        let view = self.client.catalog(name, &["topics"], true).await?;
+        Ok(view.topics.into_iter().find(|topic| topic.name == name))
+    }
+
+    /// Says that a topic is hosted elsewhere, or nowhere.
+    pub async fn elsewhere(&self, name: &str) -> WireError {
+        match self.resolve(name, false).await {
+            Ok(route) if self.groups.group(GroupId(route.group)).is_some() => {
+                match self.groups.group(GroupId(route.group)) {
+                    // the group is here, the topic is not in it: it was removed, or this replica lags
+                    Some(group) if group.status().leads => unknown_topic(name),
+                    Some(group) => self.not_leader(&group.status()),
+                    None => unknown_topic(name),
+                }
+            }
+            Ok(route) => not_here(name, route),
+            Err(error) => error,
+        }
+    }
+
+    /// Says where a group is that has no replica here.
+    pub async fn group_elsewhere(&self, id: GroupId) -> WireError {
+        match self.resolve(&route::group_name(id), false).await {
+            Ok(route) => not_here(&format!("group {id}"), route),
+            Err(error) => error,
+        }
+    }
+
+    /// Asks the group's leader something, from wherever this is.
+    pub async fn ask_group(
+        &self,
+        group: GroupId,
+        ask: canal_proto::request::Ask,
+    ) -> Result<canal_proto::request::Answer, canal_sdk::Error> {
+        self.client.call(Target::Group(group), ask).await
+    }
+
+    /// Whether the peer is on its way out.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// Tells a group that a replica could not be reached.
+pub struct Told(pub Handle);
+
+impl crate::net::links::Unreachable for Told {
+    fn unreachable(&self, group: GroupId, replica: u64) {
+        if let Some(group) = self.0.group(group) {
+            group.unreachable(replica);
+        }
+    }
+}
+
+fn not_here(what: &str, route: Route) -> WireError {
+    let leader = route.replicas.iter().find(|replica| replica.id == route.leader).cloned();
+    WireError {
+        leader,
+        replicas: route.replicas,
+        ..WireError::new(Code::NotHere, format!("`{what}` has no replica on this peer; ask one of its replicas"))
+    }
+}
+
+/// There is no such topic.
+pub fn unknown_topic(name: &str) -> WireError {
+    WireError::new(Code::UnknownTopic, format!("no topic `{name}`; create it with `canal topic create {name}`"))
+}
+
+/// An error of this peer's own.
+pub fn internal(error: impl std::fmt::Display) -> WireError {
+    WireError::new(Code::Internal, error.to_string())
+}
+
+fn memory_of_machine() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
+    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
+}
+
+/// Shares a node.
+pub type Shared = Arc<Node>;

@@ -1,0 +1,428 @@
+//! What each request other than a publish is answered with.
+
+use std::time::Duration;
+
+use canal_consensus::{GroupHandle, Reply};
+use canal_proto::catalog::{CatalogCommand, CatalogReply, Change, FunctionInfo};
+use canal_proto::limits::MAX_SCAN;
+use canal_proto::log::Kind;
+use canal_proto::peer::{PeerInfo, Replica, Seed};
+use canal_proto::request::{
+    Activations, ActivationsAsk, Answer, ApplySpec, Ask, Blob, BlobAsk, CandidatesAsk, CatalogAsk, CatalogView,
+    Consistency, Done, EndProducer, GroupStatus, PeerStatus, Peers, StateGet, StateList, StatePut, StateRows,
+    TopicStatus, TriggerLag,
+};
+use canal_proto::{Code, ContentHash, GroupId, Pattern, PeerId, TopicId, TriggerId, WireError};
+use canal_topology::Candidate;
+use tokio::time::sleep;
+
+use crate::node::{Node, internal};
+use crate::rooms;
+
+type Answered = Result<Answer, WireError>;
+
+/// Records of activations listed unless said otherwise.
+const ACTIVATIONS: u32 = 50;
+/// How long a new catalog leader waits for peers to make themselves known, before it places a group on fewer than
+/// wanted: two of their announcements.
+const SETTLE: Duration = Duration::from_secs(4);
+
+/// Answers a request.
+pub async fn answer(node: &Node, peer: PeerId, between_peers: bool, ask: Ask) -> Answered {
+    match ask {
+        Ask::Hello(_) => Err(WireError::new(Code::Malformed, "a second greeting")),
+        Ask::Resolve(ask) => node.resolve(&ask.name, ask.fresh).await.map(Answer::Route),
+        Ask::Publish(_) => Err(internal("a publish that came the wrong way; this is a bug")),
+        Ask::EndProducer(ask) => end_producer(node, ask).await,
+        Ask::TopicStatus(ask) => topic_status(node, &ask.topic).await,
+        Ask::Change(command) => change(node, command).await,
+        Ask::Catalog(ask) => catalog(node, ask).await,
+        Ask::Blob(ask) => blob(node, ask).await,
+        Ask::StateGet(ask) => state_get(node, ask).await,
+        Ask::StateList(ask) => state_list(node, ask).await,
+        Ask::StatePut(ask) => state_put(node, ask).await,
+        Ask::Activations(ask) => activations(node, ask).await,
+        Ask::GroupStatus(id) => group_status(node, GroupId(id)).await,
+        Ask::Peers(_) => {
+            leading_catalog(node).await?;
+            Ok(Answer::Peers(Peers { peers: node.peers.all() }))
+        }
+        Ask::PeerStatus(_) => Ok(Answer::PeerStatus(peer_status(node)?)),
+        Ask::Announce(_) | Ask::CreateReplica(_) | Ask::ApplySpec(_) | Ask::Candidates(_) if !between_peers => {
+            Err(WireError::new(Code::InvalidArgument, "only peers ask this of each other"))
+        }
+        Ask::Announce(info) => announce(node, peer, info).await,
+        Ask::CreateReplica(seed) => create_replica(node, seed).await,
+        Ask::ApplySpec(ask) => apply_spec(node, ask).await,
+        Ask::Candidates(ask) => candidates(node, &ask).await,
+    }
+}
+
+/// A group with a replica here.
+async fn here(node: &Node, id: GroupId) -> Result<GroupHandle, WireError> {
+    match node.groups.group(id) {
+        Some(group) => Ok(group),
+        None => Err(node.group_elsewhere(id).await),
+    }
+}
+
+/// The catalog, if this peer leads it.
+async fn leading_catalog(node: &Node) -> Result<GroupHandle, WireError> {
+    let Some(catalog) = node.catalog() else { return Err(node.group_elsewhere(node.catalog_id()).await) };
+    let status = catalog.status();
+    if status.leads { Ok(catalog) } else { Err(node.not_leader(&status)) }
+}
+
+async fn propose(node: &Node, group: &GroupHandle, kind: Kind) -> Result<Reply, WireError> {
+    group.propose(kind).await.map_err(|e| node.refusal(group, e))
+}
+
+async fn end_producer(node: &Node, ask: EndProducer) -> Answered {
+    let Some((group, topic)) = node.hosting(&ask.topic) else { return Err(node.elsewhere(&ask.topic).await) };
+    let end =
+        canal_proto::log::EndProducer { topic: topic.0, producer: ask.producer, last_sequence: ask.last_sequence };
+    propose(node, &group, Kind::EndProducer(end)).await?;
+    Ok(Answer::Done(Done::default()))
+}
+
+async fn topic_status(node: &Node, name: &str) -> Answered {
+    let Some((group, topic)) = node.hosting(name) else { return Err(node.elsewhere(name).await) };
+    match status_of(&group, topic)? {
+        Some(status) => Ok(Answer::TopicStatus(status)),
+        None => Err(crate::node::unknown_topic(name)),
+    }
+}
+
+fn status_of(group: &GroupHandle, topic: TopicId) -> Result<Option<TopicStatus>, WireError> {
+    let row = group.view().topic(topic).map_err(internal)?;
+    Ok(row.map(|row| TopicStatus {
+        id: topic.0,
+        group: group.id().0,
+        oldest: 0,
+        next: row.next,
+        producers: row.producers,
+        bytes: row.bytes,
+    }))
+}
+
+async fn change(node: &Node, mut command: CatalogCommand) -> Answered {
+    let catalog = leading_catalog(node).await?;
+    command.placement.clear();
+    match &command.change {
+        Some(Change::CreateTopic(ask)) => {
+            let wanted = if ask.replicas == 0 { 3 } else { ask.replicas };
+            command.placement = place(node, &catalog, wanted).await;
+        }
+        Some(Change::CreateTrigger(_)) => command.placement = place(node, &catalog, 3).await,
+        Some(Change::Deploy(function)) => check_component(node, &catalog, function).await?,
+        Some(Change::GroupActive(_)) => {
+            return Err(WireError::new(Code::InvalidArgument, "only the catalog itself says this"));
+        }
+        _ => {}
+    }
+    let reply = change_catalog(node, &catalog, command).await?;
+    rooms::catalog::until_served(node, &reply).await;
+    Ok(Answer::Changed(reply))
+}
+
+/// Proposes a change to the catalog and wakes its room.
+pub async fn change_catalog(
+    node: &Node,
+    catalog: &GroupHandle,
+    command: CatalogCommand,
+) -> Result<CatalogReply, WireError> {
+    match propose(node, catalog, Kind::Catalog(command)).await? {
+        Reply::Catalog(result) => {
+            node.catalog_changed.notify_one();
+            *result
+        }
+        _ => Err(internal("the catalog gave another answer; this is a bug")),
+    }
+}
+
+/// Chooses the peers on which a new group begins.
+async fn place(node: &Node, catalog: &GroupHandle, wanted: u32) -> Vec<Replica> {
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
+    let settled = tokio::time::Instant::now() + SETTLE;
+    loop {
+        let peers = node.peers.live();
+        let enough = peers.len() >= wanted || tokio::time::Instant::now() >= settled;
+        if enough || !catalog.status().leads {
+            let seed = catalog.status().last;
+            return chosen(node, seed, wanted, &[], &peers);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn chosen(node: &Node, seed: u64, wanted: usize, held: &[PeerId], peers: &[PeerInfo]) -> Vec<Replica> {
+    let mut candidates: Vec<Candidate> = peers.iter().filter_map(|info| Candidate::try_from(info).ok()).collect();
+    if !candidates.iter().any(|candidate| candidate.peer == node.id)
+        && let Ok(this) = Candidate::try_from(&node.describe())
+    {
+        candidates.push(this);
+    }
+    let peers_by_id = |id: PeerId| peers.iter().find(|info| info.peer == id.to_vec());
+    canal_topology::choose(seed, wanted, held, &candidates)
+        .into_iter()
+        .zip(1..)
+        .map(|(peer, id)| {
+            let known = peers_by_id(peer).map(|info| info.addresses.clone());
+            let addresses = known.unwrap_or_else(|| node.net.addresses());
+            Replica { id, peer: peer.to_vec(), addresses }
+        })
+        .collect()
+}
+
+async fn check_component(node: &Node, catalog: &GroupHandle, function: &FunctionInfo) -> Result<(), WireError> {
+    let view = catalog.view();
+    let wanted = ContentHash::from_slice(&function.component)
+        .map_err(|e| WireError::new(Code::InvalidArgument, e.to_string()))?;
+    let runtime = node.runtime.clone();
+    let checked = tokio::task::spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        for number in 0.. {
+            match view.blob(&wanted.0, number).map_err(internal)? {
+                Some(piece) => bytes.extend_from_slice(&piece),
+                None => break,
+            }
+        }
+        if ContentHash::of(&bytes) != wanted {
+            let message = "the component's pieces do not make its hash; send them all, then deploy";
+            return Err(WireError::new(Code::BadComponent, message));
+        }
+        runtime.check(&bytes).map_err(|e| WireError::new(Code::BadComponent, e.to_string()))
+    });
+    checked.await.map_err(internal)?
+}
+
+async fn catalog(node: &Node, ask: CatalogAsk) -> Answered {
+    let Some(catalog) = node.catalog() else { return Err(node.group_elsewhere(node.catalog_id()).await) };
+    if ask.linearizable {
+        catalog.read().await.map_err(|e| node.refusal(&catalog, e))?;
+    }
+    let pattern = match ask.pattern.as_str() {
+        "" => None,
+        text => Some(text.parse::<Pattern>().map_err(|e| WireError::new(Code::InvalidArgument, e.to_string()))?),
+    };
+    let wants = |part: &str| ask.parts.is_empty() || ask.parts.iter().any(|wanted| wanted == part);
+    let view = catalog.view();
+    let mut out = CatalogView { applied: view.applied().map_err(internal)?, ..CatalogView::default() };
+    if wants("topics") {
+        out.topics = view.catalog_topics().map_err(internal)?;
+        out.topics.retain(|topic| match &pattern {
+            Some(pattern) => pattern.matches(&topic.name),
+            None => !topic.name.starts_with('$'),
+        });
+    }
+    if wants("groups") {
+        out.groups = view.catalog_groups().map_err(internal)?;
+    }
+    if wants("functions") {
+        out.functions = view.catalog_functions().map_err(internal)?;
+    }
+    if wants("triggers") {
+        out.triggers = view.catalog_triggers().map_err(internal)?;
+    }
+    Ok(Answer::Catalog(out))
+}
+
+async fn blob(node: &Node, ask: BlobAsk) -> Answered {
+    let Some(catalog) = node.catalog() else { return Err(node.group_elsewhere(node.catalog_id()).await) };
+    let data = catalog.view().blob(&ask.hash, ask.number).map_err(internal)?;
+    Ok(Answer::Blob(Blob { data: data.unwrap_or_default() }))
+}
+
+async fn fresh_enough(node: &Node, group: &GroupHandle, consistency: i32) -> Result<(), WireError> {
+    if consistency == Consistency::Linearizable as i32 {
+        group.read().await.map_err(|e| node.refusal(group, e))?;
+    }
+    Ok(())
+}
+
+async fn state_get(node: &Node, ask: StateGet) -> Answered {
+    let group = here(node, GroupId(ask.group)).await?;
+    fresh_enough(node, &group, ask.consistency).await?;
+    let view = group.view();
+    let value = view.state(&ask.bucket, &ask.key).map_err(internal)?;
+    let rows = value.map(|value| canal_proto::log::StateOp { key: ask.key, value: Some(value) }).into_iter().collect();
+    Ok(Answer::Rows(StateRows { rows, applied: view.applied().map_err(internal)? }))
+}
+
+async fn state_list(node: &Node, ask: StateList) -> Answered {
+    let group = here(node, GroupId(ask.group)).await?;
+    fresh_enough(node, &group, ask.consistency).await?;
+    let limit = match ask.limit as usize {
+        0 => MAX_SCAN,
+        limit => limit.min(MAX_SCAN),
+    };
+    let view = group.view();
+    let rows = view.states(&ask.bucket, &ask.prefix, limit).map_err(internal)?;
+    Ok(Answer::Rows(StateRows { rows, applied: view.applied().map_err(internal)? }))
+}
+
+async fn state_put(node: &Node, ask: StatePut) -> Answered {
+    let group = here(node, GroupId(ask.group)).await?;
+    canal_proto::name::check_plain(&ask.write.bucket)
+        .map_err(|e| WireError::new(Code::InvalidArgument, e.to_string()))?;
+    for op in &ask.write.ops {
+        let size = op.value.as_ref().map_or(0, |value| value.len());
+        let (max_key, max_value) = (canal_proto::limits::MAX_STATE_KEY, canal_proto::limits::MAX_STATE_VALUE);
+        if op.key.len() > max_key || size > max_value {
+            let message = format!("a row has a key of at most {max_key} bytes and a value of at most {max_value}");
+            return Err(WireError::new(Code::TooLarge, message));
+        }
+    }
+    propose(node, &group, Kind::StateWrite(ask.write)).await?;
+    Ok(Answer::Done(Done { index: group.status().applied }))
+}
+
+async fn activations(node: &Node, ask: ActivationsAsk) -> Answered {
+    let group = here(node, GroupId(ask.group)).await?;
+    let status = group.status();
+    if !status.leads {
+        return Err(node.not_leader(&status));
+    }
+    let view = group.view();
+    let limit = if ask.limit == 0 { ACTIVATIONS } else { ask.limit } as usize;
+    let mut records = Vec::new();
+    for trigger in &status.spec.triggers {
+        if !ask.trigger.is_empty() && trigger.info.name != ask.trigger {
+            continue;
+        }
+        let id = TriggerId(trigger.info.id);
+        if ask.number == 0 {
+            records.extend(view.activations(id, limit).map_err(internal)?);
+        } else {
+            records.extend(view.activation(id, ask.number).map_err(internal)?);
+        }
+    }
+    if ask.number != 0 && records.is_empty() {
+        let message = format!("no activation {} of trigger `{}` in this group", ask.number, ask.trigger);
+        return Err(WireError::new(Code::UnknownActivation, message));
+    }
+    records.sort_by_key(|record| std::cmp::Reverse((record.start_ms, record.number)));
+    records.truncate(limit);
+    Ok(Answer::Activations(Activations { records }))
+}
+
+async fn group_status(node: &Node, id: GroupId) -> Answered {
+    let group = here(node, id).await?;
+    full_status(&group).map(Answer::GroupStatus)
+}
+
+fn full_status(group: &GroupHandle) -> Result<GroupStatus, WireError> {
+    let status = group.status();
+    let view = group.view();
+    let mut topics = Vec::new();
+    for topic in &status.spec.topics {
+        topics.extend(status_of(group, TopicId(topic.id))?);
+    }
+    let mut triggers = Vec::new();
+    for cursor in view.cursors().map_err(internal)? {
+        let trigger = status.spec.triggers.iter().find(|trigger| trigger.info.id == cursor.trigger);
+        let topic = status.spec.topics.iter().find(|topic| topic.id == cursor.topic);
+        let next = topics.iter().find(|topic| topic.id == cursor.topic).map_or(0, |topic| topic.next);
+        let done: u64 = cursor.done.iter().map(|span| span.end - span.first).sum();
+        if let (Some(trigger), Some(topic)) = (trigger, topic) {
+            triggers.push(TriggerLag {
+                trigger: trigger.info.name.clone(),
+                topic: topic.name.clone(),
+                low: cursor.low,
+                waiting: next.saturating_sub(cursor.low).saturating_sub(done),
+                parked: cursor.parked.len() as u64,
+            });
+        }
+    }
+    Ok(GroupStatus {
+        id: group.id().0,
+        name: group.seed().name.clone(),
+        replica: status.replica,
+        leader: status.leader,
+        term: status.term,
+        committed: status.committed,
+        applied: status.applied,
+        last: status.last,
+        epoch: status.epoch,
+        replicas: status.configuration.replicas.clone(),
+        voters: status.configuration.voters.clone(),
+        wanted: rooms::grow::wanted(group),
+        spec_version: status.spec.version,
+        outbox: status.outbox,
+        topics,
+        triggers,
+    })
+}
+
+fn peer_status(node: &Node) -> Result<PeerStatus, WireError> {
+    let mut groups = Vec::new();
+    for group in node.groups.groups() {
+        groups.push(full_status(&group)?);
+    }
+    let routes = node.dht.routes();
+    Ok(PeerStatus {
+        info: node.describe(),
+        groups,
+        neighbours: u32::try_from(node.net.neighbours()).unwrap_or(u32::MAX),
+        records: u32::try_from(routes.records()).unwrap_or(u32::MAX),
+        records_refused: routes.refused().values().sum(),
+        joined: node.joined.load(std::sync::atomic::Ordering::Relaxed),
+    })
+}
+
+async fn announce(node: &Node, peer: PeerId, info: PeerInfo) -> Answered {
+    leading_catalog(node).await?;
+    if info.peer != peer.to_vec() {
+        return Err(WireError::new(Code::InvalidArgument, "a peer announces only itself"));
+    }
+    node.net.know(peer, &info.addresses).await;
+    if node.peers.heard(peer, info) {
+        Ok(Answer::Done(Done::default()))
+    } else {
+        Err(WireError::new(Code::WouldBlock, "the catalog's leader knows as many peers as it can"))
+    }
+}
+
+async fn create_replica(node: &Node, seed: Seed) -> Answered {
+    if seed.mesh != node.mesh.to_vec() {
+        return Err(WireError::new(Code::Incompatible, "the group belongs to another mesh"));
+    }
+    if node.is_draining() {
+        return Err(WireError::new(Code::Stopping, "this peer is shutting down"));
+    }
+    node.groups.create(seed).await.map_err(internal)?;
+    Ok(Answer::Done(Done::default()))
+}
+
+async fn apply_spec(node: &Node, ask: ApplySpec) -> Answered {
+    let group = here(node, GroupId(ask.group)).await?;
+    let status = group.status();
+    if !status.leads {
+        return Err(node.not_leader(&status));
+    }
+    if status.spec.version < ask.spec.version {
+        propose(node, &group, Kind::Spec(ask.spec)).await?;
+    }
+    Ok(Answer::Done(Done { index: group.status().applied }))
+}
+
+async fn candidates(node: &Node, ask: &CandidatesAsk) -> Answered {
+    let catalog = leading_catalog(node).await?;
+    Ok(Answer::Peers(Peers { peers: grown(node, &catalog, ask) }))
+}
+
+/// The peers by which a group may grow, best first.
+pub fn grown(node: &Node, catalog: &GroupHandle, ask: &CandidatesAsk) -> Vec<PeerInfo> {
+    let held: Vec<PeerId> = ask.held.iter().filter_map(|bytes| PeerId::from_slice(bytes).ok()).collect();
+    let peers = node.peers.live();
+    let wanted = usize::try_from(ask.wanted).unwrap_or(usize::MAX);
+    let chosen = chosen(node, catalog.id().0, wanted, &held, &peers);
+    chosen
+        .into_iter()
+        .filter(|replica| !ask.held.iter().any(|held| held.as_ref() == replica.peer))
+        .filter_map(|replica| {
+            let known = peers.iter().find(|info| info.peer == replica.peer).cloned();
+            known.or_else(|| (replica.peer == node.id.to_vec()).then(|| node.describe()))
+        })
+        .collect()
+}

@@ -1,0 +1,262 @@
+//! A testnet: peers that found or join one mesh.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use canal_proto::request::GroupStatus;
+use canal_sdk::{Client, GroupId, TopicOptions};
+use futures::future::try_join_all;
+use tempfile::TempDir;
+
+use crate::Error;
+use crate::peer::{Launch, Peer};
+use crate::scenario::Scenario;
+use crate::wait::until;
+
+/// Until the mesh stands: a debug build of several peers on a busy machine.
+const READY_DEADLINE: Duration = Duration::from_secs(90);
+
+/// How a testnet is run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// A program that is the `canal` binary when its first argument is `canal`.
+    pub executable: PathBuf,
+    /// Where data and logs go; none: a temporary directory, removed at the end.
+    pub dir: Option<PathBuf>,
+    /// Keeps a temporary directory.
+    pub keep: bool,
+    /// What the peers log, as `CANAL_LOG` takes it.
+    pub log: String,
+}
+
+impl Options {
+    /// With this program, in a temporary directory.
+    pub fn new(executable: impl Into<PathBuf>) -> Self {
+        Self { executable: executable.into(), dir: None, keep: false, log: "info".into() }
+    }
+}
+
+/// Running peers. When it is dropped, they are killed and their temporary directory is removed.
+pub struct Testnet {
+    // before the directory, so that no process writes into it any more when it is removed
+    peers: Vec<Peer>,
+    mesh: String,
+    dir: PathBuf,
+    temporary: Option<TempDir>,
+}
+
+impl Testnet {
+    /// Starts the peers of a scenario and waits until each has joined the mesh and the mesh knows each; then creates
+    /// the scenario's topics.
+    ///
+    /// # Errors
+    /// When a peer does not come up or the mesh does not stand in time. Nothing is left running then.
+    pub async fn start(scenario: &Scenario, options: Options) -> Result<Self, Error> {
+        let net = Self::prepare(scenario, options)?;
+        net.start_all().await?;
+        net.wait_ready().await?;
+        if !scenario.topics.is_empty() {
+            let client = net.client(0).await?;
+            for topic in &scenario.topics {
+                let options = TopicOptions { group: topic.group.clone(), replicas: topic.replicas };
+                client.create_topic(&topic.name, options).await?;
+            }
+        }
+        Ok(net)
+    }
+
+    /// The same, without starting anything.
+    ///
+    /// # Errors
+    /// For a scenario or a directory that can't be used.
+    pub fn prepare(scenario: &Scenario, options: Options) -> Result<Self, Error> {
+        scenario.check()?;
+        let (dir, temporary) = match options.dir {
+            Some(dir) => (dir, None),
+            None => {
+                let made = tempfile::Builder::new().prefix("canal-testnet-").tempdir();
+                let made = made.map_err(Error::io("making a temporary directory"))?;
+                if options.keep { (made.keep(), None) } else { (made.path().to_owned(), Some(made)) }
+            }
+        };
+        std::fs::create_dir_all(&dir).map_err(Error::io(format!("making {}", dir.display())))?;
+        let launch = Launch { executable: options.executable, mesh: scenario.mesh.clone(), log: options.log };
+        let specs = scenario.expanded().into_iter().enumerate();
+        let peers = specs.map(|(number, spec)| Peer::new(number, spec, launch.clone(), &dir)).collect();
+        Ok(Self { peers, mesh: scenario.mesh.clone(), dir, temporary })
+    }
+
+    /// Starts all peers that do not run. The first founds the mesh if it has not been founded; the others enter it at
+    /// whoever is known.
+    ///
+    /// # Errors
+    /// [`Error::NotStarted`].
+    pub async fn start_all(&self) -> Result<(), Error> {
+        let Some((first, others)) = self.peers.split_first() else {
+            return Ok(());
+        };
+        if first.address().is_err() {
+            first.start(&[]).await?;
+        } else if !first.is_running() {
+            self.restart(0).await?;
+        }
+        let absent = others.iter().filter(|peer| !peer.is_running());
+        try_join_all(absent.map(|peer| self.restart(peer.number()))).await.map(|_| ())
+    }
+
+    /// Starts a peer that has ended, or that never ran, and waits until it is up. It keeps its data and its address.
+    ///
+    /// # Errors
+    /// [`Error::NotStarted`].
+    pub async fn restart(&self, number: usize) -> Result<(), Error> {
+        let others = self.peers.iter().filter(|peer| peer.number() != number);
+        let join: Vec<String> = others.filter_map(|peer| self.full_address(peer)).collect();
+        self.peer(number)?.start(&join).await
+    }
+
+    /// Waits until every peer that runs has joined, the mesh knows all of them, and its catalog stands on as many
+    /// replicas as it wants and can have.
+    ///
+    /// # Errors
+    /// [`Error::TooLate`].
+    pub async fn wait_ready(&self) -> Result<(), Error> {
+        let running: Vec<&Peer> = self.peers.iter().filter(|peer| peer.is_running()).collect();
+        try_join_all(running.iter().map(|peer| async move {
+            let client = peer.client_eventually().await?;
+            let what = format!("peer {} joins the mesh", peer.number());
+            until(&what, READY_DEADLINE, async || {
+                let status = client.peer_status().await.map_err(|error| error.to_string())?;
+                if status.joined { Ok(()) } else { Err("it has not joined".into()) }
+            })
+            .await
+        }))
+        .await?;
+        let Some(first) = running.first() else {
+            return Ok(());
+        };
+        let client = first.client_eventually().await?;
+        let wanted = running.len();
+        until("the mesh knows its peers", READY_DEADLINE, async || {
+            let known = client.peers().await.map_err(|error| error.to_string())?.len();
+            if known >= wanted { Ok(()) } else { Err(format!("{known} of {wanted} are known")) }
+        })
+        .await?;
+        let catalog = GroupId(client.resolve(canal_proto::route::CATALOG, false).await?.group);
+        self.wait_group(&client, catalog).await.map(|_| ())
+    }
+
+    /// Waits until a group has a leader and as many voters as it wants and the mesh can give, and returns how it
+    /// stands.
+    ///
+    /// # Errors
+    /// [`Error::TooLate`].
+    pub async fn wait_group(&self, client: &Client, group: GroupId) -> Result<GroupStatus, Error> {
+        until(&format!("group {group} is whole"), READY_DEADLINE, async || {
+            let status = client.group_status(group).await.map_err(|error| error.to_string())?;
+            let wanted = (status.wanted as usize).min(self.peers.len());
+            match status.voters.len() {
+                voters if voters < wanted => Err(format!("{voters} of {wanted} voters")),
+                _ if status.leader == 0 => Err("no leader".into()),
+                _ => Ok(status),
+            }
+        })
+        .await
+    }
+
+    /// Creates a topic and waits until its group is whole.
+    ///
+    /// # Errors
+    /// Those of [`Client::create_topic`]; [`Error::TooLate`].
+    pub async fn create_topic(
+        &self,
+        client: &Client,
+        name: &str,
+        group: &str,
+        replicas: u32,
+    ) -> Result<GroupId, Error> {
+        let options = TopicOptions { group: Some(group.into()), replicas: Some(replicas) };
+        let group = GroupId(client.create_topic(name, options).await?.info.group);
+        self.wait_group(client, group).await?;
+        Ok(group)
+    }
+
+    /// The peer that leads a group, as one of its replicas says.
+    ///
+    /// # Errors
+    /// [`Error::TooLate`] when none does in time, or it is none of ours.
+    pub async fn leader(&self, client: &Client, group: GroupId) -> Result<usize, Error> {
+        until(&format!("a leader of group {group}"), READY_DEADLINE, async || {
+            let status = client.group_status(group).await.map_err(|error| error.to_string())?;
+            let leader = status.replicas.iter().find(|replica| replica.id == status.leader);
+            let id = leader.and_then(|replica| replica.peer_id().ok()).ok_or("there is none")?;
+            let ours = self.peers.iter().find(|peer| peer.id().is_ok_and(|own| own == id));
+            let ours = ours.filter(|peer| peer.is_running()).ok_or("the one that is named does not run")?;
+            Ok(ours.number())
+        })
+        .await
+    }
+
+    /// The peers.
+    pub fn peers(&self) -> &[Peer] {
+        &self.peers
+    }
+
+    /// The peer with this number.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] when there is none.
+    pub fn peer(&self, number: usize) -> Result<&Peer, Error> {
+        self.peers.get(number).ok_or(Error::NotRunning(number))
+    }
+
+    /// A client that enters the mesh at this peer, and elsewhere when that is gone.
+    ///
+    /// # Errors
+    /// Those of [`Client::connect`].
+    pub async fn client(&self, number: usize) -> Result<Client, Error> {
+        let options = canal_sdk::Options { addresses: self.addresses(), ..canal_sdk::Options::default() };
+        self.peer(number)?.client_with(options).await
+    }
+
+    /// The addresses of all peers that were ever up, with their ids.
+    pub fn addresses(&self) -> Vec<String> {
+        self.peers.iter().filter_map(|peer| self.full_address(peer)).collect()
+    }
+
+    /// Name of the mesh.
+    pub fn mesh(&self) -> &str {
+        &self.mesh
+    }
+
+    /// Where data and logs are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn full_address(&self, peer: &Peer) -> Option<String> {
+        Some(format!("{}/p2p/{}", peer.address().ok()?, peer.id().ok()?))
+    }
+}
+
+impl Peer {
+    /// A peer that is just up may refuse the first conversation.
+    async fn client_eventually(&self) -> Result<Client, Error> {
+        until(&format!("peer {} answers", self.number()), READY_DEADLINE, async || {
+            self.client().await.map_err(|error| error.to_string())
+        })
+        .await
+    }
+}
+
+impl Drop for Testnet {
+    fn drop(&mut self) {
+        // all at once: the peers would otherwise begin to look for each other
+        self.peers.iter().for_each(Peer::begin_kill);
+        self.peers.clear();
+        if let Some(dir) = self.temporary.take()
+            && let Err(error) = dir.close()
+        {
+            tracing::warn!(%error, "the temporary directory could not be removed");
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! One peer: a process, its data directory and its log.
+//!
+//! A signal only ever goes to a process that this program started and has not reaped, so a number that the system
+//! gave away again is never hit. The peer holds the read end of a pipe as its standard input and ends when the pipe
+//! does: if this program is killed, its peers go too.
+
+use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use canal_sdk::{Client, PeerId};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use parking_lot::Mutex;
+use serde::Deserialize;
+use tokio::sync::oneshot;
+
+use crate::Error;
+use crate::scenario::PeerSpec;
+use crate::wait::until;
+
+/// Until a peer says that it is up: a debug build on a busy machine that replays a log.
+const START_DEADLINE: Duration = Duration::from_secs(60);
+/// Bytes of a log's end that an error shows.
+const TAIL: usize = 2000;
+
+/// What a peer prints when it is up.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Started {
+    pub(crate) event: String,
+    pub(crate) peer: String,
+    pub(crate) addresses: Vec<String>,
+}
+
+/// How the processes of a testnet are started.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    pub(crate) executable: PathBuf,
+    pub(crate) mesh: String,
+    pub(crate) log: String,
+}
+
+/// One peer of a testnet.
+pub struct Peer {
+    number: usize,
+    spec: PeerSpec,
+    launch: Launch,
+    data: PathBuf,
+    log: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    child: Option<Child>,
+    started: Option<Started>,
+}
+
+impl Peer {
+    pub(crate) fn new(number: usize, spec: PeerSpec, launch: Launch, dir: &Path) -> Self {
+        let data = dir.join(format!("peer-{number}"));
+        let log = dir.join(format!("peer-{number}.log"));
+        Self { number, spec, launch, data, log, state: Mutex::default() }
+    }
+
+    /// Its number, from 0.
+    pub fn number(&self) -> usize {
+        self.number
+    }
+
+    /// Its tier, site and labels.
+    pub fn spec(&self) -> &PeerSpec {
+        &self.spec
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// Where its log is collected, over all its restarts.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
+    /// What it has logged so far.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub fn logs(&self) -> Result<String, Error> {
+        let bytes = std::fs::read(&self.log).map_err(Error::io(format!("reading {}", self.log.display())))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The multiaddress at which it was last up, without its id.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] when it never was.
+    pub fn address(&self) -> Result<String, Error> {
+        let address = self.state.lock().started.as_ref().and_then(|started| started.addresses.first().cloned());
+        address.ok_or(Error::NotRunning(self.number))
+    }
+
+    /// Its peer id.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`] when it was never up.
+    pub fn id(&self) -> Result<PeerId, Error> {
+        let text = self.state.lock().started.as_ref().map(|started| started.peer.clone());
+        text.and_then(|text| text.parse().ok()).ok_or(Error::NotRunning(self.number))
+    }
+
+    /// The process's number, while it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.state.lock().child.as_ref().map(Child::id)
+    }
+
+    /// A client that enters the mesh at this peer.
+    ///
+    /// # Errors
+    /// Those of [`Client::connect`].
+    pub async fn client(&self) -> Result<Client, Error> {
+        self.client_with(canal_sdk::Options::default()).await
+    }
+
+    /// The same with options; the mesh's name is set here.
+    ///
+    /// # Errors
+    /// Those of [`Client::connect`].
+    pub async fn client_with(&self, options: canal_sdk::Options) -> Result<Client, Error> {
+        let options = canal_sdk::Options { mesh: self.launch.mesh.clone(), ..options };
+        Ok(Client::connect(&self.address()?, options).await?)
+    }
+
+    /// Starts the process and waits until it is up. It keeps its data, its id and its address.
+    ///
+    /// # Errors
+    /// [`Error::NotStarted`] with the end of its log.
+    pub(crate) async fn start(&self, join: &[String]) -> Result<(), Error> {
+        let up = self.spawn(join)?;
+        let why = match tokio::time::timeout(START_DEADLINE, up).await {
+            Ok(Ok(started)) => {
+                self.state.lock().started = Some(started);
+                return Ok(());
+            }
+            Ok(Err(_)) => "it ended, or closed its output, before it was up".to_owned(),
+            Err(_) => format!("it said nothing for {} s", START_DEADLINE.as_secs()),
+        };
+        self.kill()?;
+        Err(Error::NotStarted { peer: self.number, why, log: self.log.clone(), tail: self.tail() })
+    }
+
+    fn spawn(&self, join: &[String]) -> Result<oneshot::Receiver<Started>, Error> {
+        let mut state = self.state.lock();
+        if let Some(child) = &mut state.child {
+            if child.try_wait().map_err(Error::io("looking after a peer"))?.is_none() {
+                return Err(Error::Scenario(format!("peer {} runs already: end it first", self.number)));
+            }
+            state.child = None;
+        }
+        let log = OpenOptions::new().create(true).append(true).open(&self.log);
+        let log = log.map_err(Error::io(format!("opening {}", self.log.display())))?;
+        let mut command = Command::new(&self.launch.executable);
+        command.args(self.arguments(join)).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        // what a person has set for their own peer is not meant for these
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CANAL_")) {
+            command.env_remove(name);
+        }
+        command.env("CANAL_LOG", &self.launch.log);
+        let what = format!("starting {}", self.launch.executable.display());
+        let mut child = command.spawn().map_err(Error::io(what))?;
+        let (up, waits) = oneshot::channel();
+        if let Some(stdout) = child.stdout.take() {
+            // ends with the process, whose output it reads
+            std::thread::spawn(move || read_output(stdout, up));
+        }
+        state.child = Some(child);
+        Ok(waits)
+    }
+
+    fn arguments(&self, join: &[String]) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> =
+            ["canal", "start", "--json", "--no-mdns", "--exit-with-stdin", "--listen", "127.0.0.1:0"]
+                .map(Into::into)
+                .into();
+        let mut push = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);
+        push("--data", self.data.clone().into());
+        push("--mesh", self.launch.mesh.clone().into());
+        push("--tier", self.spec.tier.clone().into());
+        push("--site", self.spec.site.clone().into());
+        for (key, value) in &self.spec.labels {
+            push("--label", format!("{key}={value}").into());
+        }
+        for address in join {
+            push("--join", address.into());
+        }
+        arguments
+    }
+
+    /// Kills the process (SIGKILL), also when it is stopped. Returns when it is gone. Without effect when it does
+    /// not run.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kill(&self) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        if let Some(mut child) = state.child.take() {
+            child.kill().map_err(Error::io("killing a peer"))?;
+            child.wait().map_err(Error::io("waiting for a killed peer"))?;
+        }
+        Ok(())
+    }
+
+    /// Asks the process to drain and end (SIGTERM), and returns how it ended.
+    ///
+    /// # Errors
+    /// [`Error::TooLate`] when it still runs after the deadline; [`Error::NotRunning`].
+    pub async fn terminate(&self, deadline: Duration) -> Result<ExitStatus, Error> {
+        self.signal(Signal::SIGTERM)?;
+        self.ended(deadline).await
+    }
+
+    /// Waits until the process has ended, and returns how.
+    ///
+    /// # Errors
+    /// [`Error::TooLate`]; [`Error::NotRunning`].
+    pub async fn ended(&self, deadline: Duration) -> Result<ExitStatus, Error> {
+        let what = format!("the end of peer {}", self.number);
+        let ended = until(&what, deadline, async || {
+            let mut state = self.state.lock();
+            let Some(child) = &mut state.child else {
+                return Ok(None);
+            };
+            match child.try_wait() {
+                Ok(Some(status)) => {
+                    state.child = None;
+                    Ok(Some(status))
+                }
+                Ok(None) => Err("it still runs".into()),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+        ended.await?.ok_or(Error::NotRunning(self.number))
+    }
+
+    /// Stops the process (SIGSTOP): it keeps its place and says nothing.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`].
+    pub fn stop(&self) -> Result<(), Error> {
+        self.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets a stopped process go on (SIGCONT).
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`].
+    pub fn cont(&self) -> Result<(), Error> {
+        self.signal(Signal::SIGCONT)
+    }
+
+    /// Whether the process runs (or is stopped).
+    pub fn is_running(&self) -> bool {
+        let mut state = self.state.lock();
+        state.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    fn signal(&self, signal: Signal) -> Result<(), Error> {
+        let mut state = self.state.lock();
+        // under the lock and not reaped yet: the number is still ours
+        let child = state.child.as_mut().ok_or(Error::NotRunning(self.number))?;
+        if !matches!(child.try_wait(), Ok(None)) {
+            return Err(Error::NotRunning(self.number));
+        }
+        let pid = i32::try_from(child.id()).map_err(|_| Error::NotRunning(self.number))?;
+        nix::sys::signal::kill(Pid::from_raw(pid), signal)
+            .map_err(|errno| Error::io(format!("sending {signal} to a peer"))(errno.into()))
+    }
+
+    /// Sends SIGKILL without waiting: so that many peers can end at the same time.
+    pub(crate) fn begin_kill(&self) {
+        if let Some(child) = &mut self.state.lock().child
+            && let Err(error) = child.kill()
+        {
+            tracing::warn!(peer = self.number, %error, "could not be killed");
+        }
+    }
+
+    fn tail(&self) -> String {
+        let log = self.logs().unwrap_or_else(|error| error.to_string());
+        let start = log.len().saturating_sub(TAIL);
+        let start = (start..log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(log.len());
+        log.get(start..).unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        if let Err(error) = self.kill() {
+            tracing::warn!(peer = self.number, %error, "could not be ended");
+        }
+    }
+}
+
+fn read_output(output: impl std::io::Read, up: oneshot::Sender<Started>) {
+    let mut up = Some(up);
+    // everything after the first line is read so that the peer never waits for us
+    for line in BufReader::new(output).lines() {
+        let Ok(line) = line else { return };
+        let started = serde_json::from_str::<Started>(&line).ok().filter(|started| started.event == "started");
+        if let Some(started) = started
+            && let Some(up) = up.take()
+        {
+            // nobody waits any more: the deadline has passed
+            drop(up.send(started));
+        }
+    }
+}
