@@ -106,7 +106,7 @@ impl Service {
     /// When a store can't be opened or contradicts itself; the text says what to do.
     pub fn open(options: Options, outgoing: Arc<dyn Outgoing>) -> Result<(Self, Handle), Error> {
         let log = LogStore::open(&options.dir.join("log"), options.log.clone())?;
-        let kv = state_store::open(&options.dir.join("state"), options.backend, options.cache)?;
+        let kv = open_state(&options)?;
         let (inbox, requests) = crossbeam_channel::bounded(MAX_INBOX);
         let inner = Arc::new(Inner {
             inbox,
@@ -122,6 +122,24 @@ impl Service {
             std::thread::Builder::new().name("raft".into()).spawn(move || worker.run()).map_err(Error::Thread)?;
         Ok((Self { inner: inner.clone(), thread: Some(thread) }, Handle { inner }))
     }
+}
+
+/// Opens the applied state. State that is damaged is moved aside and made again from the logs, which are whole: the
+/// replicas begin with no state and apply everything once more.
+fn open_state(options: &Options) -> Result<Arc<dyn StateStore>, Error> {
+    let dir = options.dir.join("state");
+    let damaged = match state_store::open(&dir, options.backend, options.cache) {
+        Ok(store) => return Ok(store),
+        Err(error @ state_store::Error::Open { .. }) => error,
+        Err(error) => return Err(error.into()),
+    };
+    let aside = (1..).map(|n| options.dir.join(format!("state.damaged-{n}"))).find(|path| !path.exists());
+    let Some(aside) = aside else { return Err(damaged.into()) };
+    tracing::error!(error = %damaged, aside = %aside.display(), "the applied state is damaged; it is moved aside and made again from the log");
+    if std::fs::rename(&dir, &aside).is_err() {
+        return Err(damaged.into());
+    }
+    Ok(state_store::open(&dir, options.backend, options.cache)?)
 }
 
 impl Drop for Service {

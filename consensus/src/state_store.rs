@@ -32,7 +32,10 @@ pub const MAX_KEY: usize = 4 << 10;
 const BACKEND_FILE: &str = "BACKEND";
 
 /// The backend of a data directory that has none yet.
-pub const DEFAULT_BACKEND: Backend = Backend::Sled;
+///
+/// sled holds 15 times its live data on disk under overwrites, and five times its cache in memory with a million
+/// rows; fjall's disk has a floor of tens of MiB, and grows slowly from there (`examples/measure`).
+pub const DEFAULT_BACKEND: Backend = Backend::Fjall;
 
 /// What keeps the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -533,7 +533,11 @@ impl Actor {
                 }
                 self.count();
             }
-            SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
+            SwarmEvent::OutgoingConnectionError { connection_id, peer_id, error, .. } => {
+                // a dead neighbour makes lookups of unknown names wait for it; it comes back by itself when it lives
+                if let Some(peer) = peer_id.filter(|peer| !self.swarm.is_connected(peer)) {
+                    canal_dht::forget_peer(&mut self.swarm.behaviour_mut().kad, &peer);
+                }
                 self.answer(connection_id, Err(error.to_string()));
             }
             _ => {}

@@ -1,7 +1,6 @@
 //! What all parts of a running peer share.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -68,11 +67,6 @@ impl PeerTable {
     pub fn addresses(&self, peer: PeerId) -> Option<Vec<String>> {
         self.peers.lock().get(&peer).map(|(info, _)| info.addresses.clone())
     }
-
-    /// Forgets all.
-    pub fn clear(&self) {
-        self.peers.lock().clear();
-    }
 }
 
 /// A running peer.
@@ -124,11 +118,6 @@ impl Node {
     /// The catalog, if it has a replica here.
     pub fn catalog(&self) -> Option<GroupHandle> {
         self.groups.group(self.catalog_id())
-    }
-
-    /// This peer as a replica names it.
-    pub fn replica(&self, id: u64) -> Replica {
-        Replica { id, peer: self.id.to_vec(), addresses: self.net.addresses() }
     }
 
     /// This peer's description of itself.
@@ -362,6 +351,3 @@ fn memory_of_machine() -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
 }
-
-/// Shares a node.
-pub type Shared = Arc<Node>;

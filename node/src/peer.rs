@@ -118,7 +118,7 @@ impl Starting {
         let links = Links::new();
         let options = canal_consensus::Options {
             dir: data.dir().to_owned(),
-            backend: canal_consensus::state_store::Backend::Fjall,
+            backend: canal_consensus::state_store::DEFAULT_BACKEND,
             cache: config.state_cache_mb << 20,
             log: canal_consensus::log_store::Options::default(),
             tick: Duration::from_millis(config.tick_ms),
