@@ -114,6 +114,16 @@ impl Testnet {
         self.peer(number)?.start(&join).await
     }
 
+    /// Kills all peers at once (SIGKILL).
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn kill_all(&self) -> Result<(), Error> {
+        // first all signals, so that none sees another die
+        self.peers.iter().for_each(Peer::begin_kill);
+        self.peers.iter().try_for_each(Peer::kill)
+    }
+
     /// Waits until every peer that runs has joined, the mesh knows all of them, and its catalog stands on as many
     /// replicas as it wants and can have.
     ///

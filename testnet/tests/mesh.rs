@@ -1,0 +1,23 @@
+//! The mesh, end to end: real processes, real sockets, real disks.
+//!
+//! Each test has a testnet of its own; together they never run more than a few peers at a time. Tests wait for
+//! conditions, with deadlines for a debug build on a busy machine.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "mesh/common.rs"]
+mod common;
+
+#[path = "mesh/crash.rs"]
+mod crash;
+#[path = "mesh/demo.rs"]
+mod demo;
+#[path = "mesh/functions.rs"]
+mod functions;
+#[path = "mesh/leaders.rs"]
+mod leaders;
+#[path = "mesh/lifecycle.rs"]
+mod lifecycle;
+#[path = "mesh/refusals.rs"]
+mod refusals;
+#[path = "mesh/subscribers.rs"]
+mod subscribers;
