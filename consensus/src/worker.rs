@@ -261,7 +261,14 @@ impl Worker {
             };
         }
         self.inner.log.put_meta(id, &seed.encode_to_vec())?;
-        self.bring_to_life(seed)
+        let stands = seed.first.first().is_some_and(|first| first.id == seed.replica);
+        self.bring_to_life(seed)?;
+        if stands && let Some(member) = self.members.get_mut(&id) {
+            // it is created last of the first replicas, so the others are there to vote: nobody needs to wait for a
+            // timeout
+            member.group.handle(Input::Campaign, now_ms());
+        }
+        Ok(())
     }
 
     /// One turn of all groups that have something to do.

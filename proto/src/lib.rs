@@ -20,6 +20,9 @@ pub mod peer;
 pub mod request;
 pub mod route;
 
+#[cfg(test)]
+mod golden;
+
 pub use error::{Code, WireError};
 pub use event::{Event, Header, Receipt};
 pub use id::{ContentHash, GroupId, MeshId, PeerId, ProducerId, TopicId, TriggerId};
