@@ -115,10 +115,10 @@ pub struct Stored {
     /// The event.
     #[prost(message, required, tag = "2")]
     pub event: Event,
-    /// The producer, 16 bytes.
+    /// The producer, 16 bytes; empty for what a function emitted in its own group.
     #[prost(bytes = "bytes", tag = "3")]
     pub producer: Bytes,
-    /// The producer's sequence.
+    /// The producer's sequence; 0 for what a function emitted in its own group.
     #[prost(uint64, tag = "4")]
     pub sequence: u64,
 }

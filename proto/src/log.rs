@@ -135,6 +135,19 @@ pub enum Disposition {
     Dead = 2,
 }
 
+/// What became of an outcome when its entry was applied. Not written anywhere: every replica comes to the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutcomeResult {
+    /// All of it stands.
+    Applied,
+    /// Nothing of it: what the run read has changed, or an earlier outcome of the entry was refused. Run again.
+    Conflict,
+    /// Nothing of it: the event is handled, this attempt was counted already, or the trigger or topic is gone.
+    Obsolete,
+    /// Nothing of it: the outbox is full, or too many events wait above the cursor. Run again later.
+    Blocked,
+}
+
 /// A row that a run read, by the digest of what it saw. Equal bytes make an equal run, so no version is needed.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct ReadCheck {

@@ -47,16 +47,23 @@ pub struct Delivered {
     pub offset: u64,
     /// The event.
     pub event: Event,
-    /// Who published it.
+    /// Who published it; [`NOBODY`] for what a function emitted in its own group.
     pub producer: ProducerId,
-    /// The producer's sequence.
+    /// The producer's sequence; 0 for what a function emitted in its own group.
     pub sequence: u64,
 }
+
+/// The producer of events that a function emitted in its own group: they are part of the entry that carries all
+/// effects of the run, and need no number to be there once.
+pub const NOBODY: ProducerId = ProducerId([0; 16]);
 
 impl Delivered {
     fn new(topic: &Arc<str>, stored: Stored) -> Result<Self, Error> {
         let Stored { offset, event, producer, sequence } = stored;
-        let producer = ProducerId::from_slice(&producer).map_err(|e| Error::malformed(e.to_string()))?;
+        let producer = match producer.as_ref() {
+            [] => NOBODY,
+            id => ProducerId::from_slice(id).map_err(|e| Error::malformed(e.to_string()))?,
+        };
         Ok(Self { topic: Arc::clone(topic), offset, event, producer, sequence })
     }
 }

@@ -27,6 +27,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use canal_proto::cursor::Cursor;
 use canal_proto::event::Stored;
+pub use canal_proto::log::OutcomeResult;
 use canal_proto::log::{Outcome, TopicSpec, TriggerSpec};
 
 mod feed;
@@ -108,19 +109,6 @@ pub enum Input {
     },
     /// Time has passed.
     Tick,
-}
-
-/// What became of an outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutcomeResult {
-    /// All of it was applied.
-    Applied,
-    /// None of it was applied: what the run read has changed, or an earlier outcome of the batch was refused.
-    Conflict,
-    /// None of it was applied: the event is handled, this attempt was counted already, or the trigger is gone.
-    Obsolete,
-    /// None of it was applied: the outbox is full.
-    Blocked,
 }
 
 /// What is to be done.

@@ -6,6 +6,7 @@
 
 use canal_proto::catalog::CatalogReply;
 use canal_proto::cursor::Cursor;
+pub use canal_proto::log::OutcomeResult;
 use canal_proto::log::{Command, GroupSpec, Kind};
 use canal_proto::{Code, GroupId, MeshId, Receipt, TopicId, WireError};
 
@@ -48,19 +49,6 @@ pub enum Reply {
     Catalog(Box<Result<CatalogReply, WireError>>),
     /// Applied, or without effect because something newer stands.
     Done,
-}
-
-/// What became of an outcome.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OutcomeResult {
-    /// All of it stands.
-    Applied,
-    /// Something that the run read has changed: run again.
-    Conflict,
-    /// The event is handled already, or the trigger or topic is gone, or another attempt came first.
-    Obsolete,
-    /// The outbox is full: run again later.
-    Blocked,
 }
 
 /// What others may want to know of an applied entry. Everything can be read from the rows as well.

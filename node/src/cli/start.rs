@@ -86,7 +86,11 @@ pub fn run(command: Start) -> ExitCode {
 
 fn log(filter: &str, json: bool) {
     // the libraries below say at `info` what only their authors need
-    let filter = if filter.contains(['=', ',']) { filter.to_owned() } else { format!("warn,libp2p_kad=error,canal_node={filter},canal_consensus={filter}") };
+    let filter = if filter.contains(['=', ',']) {
+        filter.to_owned()
+    } else {
+        format!("warn,libp2p_kad=error,canal_node={filter},canal_consensus={filter}")
+    };
     let filter = tracing_subscriber::EnvFilter::try_new(&filter).unwrap_or_else(|_| "warn,canal_node=info".into());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     if json {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use canal_consensus::{GroupHandle, OutcomeResult, Reply, View};
+use canal_consensus::{GroupHandle, Reply, View};
 use canal_proto::log::{Kind, Outcomes, Status, Target};
 use canal_proto::request::{Answer, Ask, BlobAsk};
 use canal_proto::{ContentHash, TopicId};
@@ -137,10 +137,7 @@ impl Room {
                     let group = self.group.clone();
                     self.tasks.spawn(async move {
                         match group.propose(Kind::Outcomes(Outcomes { outcomes })).await {
-                            Ok(Reply::Outcomes(results, cursors)) => {
-                                let results = results.into_iter().map(result).collect();
-                                Input::Committed { batch, results, cursors }
-                            }
+                            Ok(Reply::Outcomes(results, cursors)) => Input::Committed { batch, results, cursors },
                             Ok(_) => Input::ProposeFailed { batch },
                             Err(error) => {
                                 tracing::debug!(%error, "outcomes were not taken");
@@ -169,15 +166,6 @@ impl Room {
             };
             Input::Loaded { trigger, topic, from, events }
         });
-    }
-}
-
-fn result(result: OutcomeResult) -> core::OutcomeResult {
-    match result {
-        OutcomeResult::Applied => core::OutcomeResult::Applied,
-        OutcomeResult::Conflict => core::OutcomeResult::Conflict,
-        OutcomeResult::Obsolete => core::OutcomeResult::Obsolete,
-        OutcomeResult::Blocked => core::OutcomeResult::Blocked,
     }
 }
 

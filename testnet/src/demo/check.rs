@@ -50,7 +50,10 @@ pub fn problems(evidence: &Evidence) -> Vec<String> {
         note(as_acknowledged(published, evidence.events(&published.topic)));
     }
     for (who, log) in &evidence.live {
-        note(log.ended.as_ref().map_or(Ok(()), |why| Err(format!("subscriber at {who} ended: {why}"))));
+        if let Some(why) = &log.ended {
+            note(Err(format!("subscriber at {who} ended: {why}")));
+            continue;
+        }
         for topic in evidence.replicas.keys() {
             let saw = log.topics.get(topic).map(Vec::as_slice).unwrap_or_default();
             note(

@@ -3,10 +3,13 @@
 use canal_proto::TopicName;
 use canal_proto::catalog::{Start, TriggerInfo};
 use canal_proto::log::Disposition;
-use canal_sdk::FunctionLimits;
+use canal_sdk::subscription::NOBODY;
+use canal_sdk::{From, FunctionLimits};
 use canal_testnet::until;
 
-use crate::common::{SOON, assert_numbered, endless, fire, forward, mesh, patient, read_back, received, send};
+use crate::common::{
+    SOON, assert_delivered, assert_numbered, collect, endless, fire, forward, mesh, patient, read_back, received, send,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endless_function_ends_as_dead_letters_and_holds_up_nobody() {
@@ -26,6 +29,8 @@ async fn an_endless_function_ends_as_dead_letters_and_holds_up_nobody() {
     };
     client.create_trigger(trigger).await.unwrap();
     fire(&client, "forward", forward("out"), "in").await;
+    // what a function emits in its own group has no producer
+    let subscriber = collect(&client, "out", From::Earliest, &[("out", 2)]).await;
     let publisher = patient(&client, "in").await;
     received(send(&publisher, 0..2).await).await;
     let dead = TopicName::dead_letters("endless");
@@ -37,6 +42,9 @@ async fn an_endless_function_ends_as_dead_letters_and_holds_up_nobody() {
     .unwrap();
     let forwarded = read_back(&mesh, &client, "out", 2, 1).await;
     assert_numbered("out", forwarded.iter().map(|stored| (stored.offset, &stored.event)), 2);
+    let seen = subscriber.await.unwrap();
+    assert_delivered("the subscriber", &seen, "out", 2);
+    assert!(seen["out"].iter().all(|delivered| (delivered.producer, delivered.sequence) == (NOBODY, 0)));
     let letters = read_back(&mesh, &client, &dead, 2, 1).await;
     let payloads: Vec<&[u8]> = letters.iter().map(|stored| stored.event.payload.as_ref()).collect();
     assert_eq!(payloads, [b"0", b"1"]);

@@ -31,7 +31,8 @@ async fn a_mesh_of_one_works_without_arguments() {
     command.args(["--mesh", "alone", "--no-mdns"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = Owned(command.spawn().unwrap());
     let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
-    let line = tokio::task::spawn_blocking(move || lines.next().unwrap().unwrap()).await.unwrap();
+    // its output stays open as long as it runs
+    let (line, _lines) = tokio::task::spawn_blocking(move || (lines.next().unwrap().unwrap(), lines)).await.unwrap();
     let started: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(started["event"], "started");
     assert!(started["peer"].as_str().unwrap().starts_with("12D3KooW"), "{line}");
