@@ -17,6 +17,7 @@ use canal_dht::peer_id::{from_libp2p, to_libp2p};
 use canal_dht::{Driver, RouteStore, Routes};
 use canal_proto::{Code, PeerId, request};
 use canal_sdk::transport::libp2p::address;
+use canal_sdk::transport::libp2p::dial::{self, Dial};
 use canal_sdk::transport::libp2p::{IDLE_TIMEOUT, KEEP_ALIVE};
 use canal_sdk::{BoxStream, Error, Transport};
 use futures::future::BoxFuture;
@@ -26,7 +27,7 @@ use libp2p::swarm::behaviour::toggle::Toggle;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, NetworkBehaviour, SwarmEvent};
 use libp2p::{Multiaddr, StreamProtocol, Swarm, SwarmBuilder, identify, kad, mdns, ping};
-use libp2p_stream::{Control, OpenStreamError};
+use libp2p_stream::Control;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -41,8 +42,8 @@ pub mod links;
 pub const SELF: &str = "self";
 /// Connections without a stream are kept for this long: Kademlia's neighbours come back to each other often.
 const UNUSED_TIMEOUT: Duration = Duration::from_secs(60);
-/// For a dial with its handshake, and for the protocol's negotiation.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
+/// For a dial with its handshake, and for an address to listen at.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 /// A connection that is older than this when the same peer opens another is a dead one: the peer was restarted, and
 /// what is sent on the old one goes nowhere. Two that are younger were opened by both sides at once.
 const REPLACED_AFTER: Duration = Duration::from_secs(1);
@@ -247,7 +248,7 @@ async fn listen_at(swarm: &mut Swarm<Behaviour>, listen: &[String], data: &Data)
     }
     let mut addresses = Vec::new();
     while !waiting.is_empty() {
-        match timeout(OPEN_TIMEOUT, swarm.select_next_some()).await {
+        match timeout(DIAL_TIMEOUT, swarm.select_next_some()).await {
             Ok(SwarmEvent::NewListenAddr { listener_id, address }) => {
                 if let (Some(text), Some(port)) = (waiting.remove(&listener_id), port_of(&address)) {
                     data.set_port(&text, port)?;
@@ -259,7 +260,7 @@ async fn listen_at(swarm: &mut Swarm<Behaviour>, listen: &[String], data: &Data)
                 bail!("can't listen at {text}: {error}");
             }
             Ok(_) => {}
-            Err(_) => bail!("no address came up within {} s; check --listen", OPEN_TIMEOUT.as_secs()),
+            Err(_) => bail!("no address came up within {} s; check --listen", DIAL_TIMEOUT.as_secs()),
         }
     }
     Ok(addresses)
@@ -348,40 +349,20 @@ impl Net {
             .map_err(|_| Error::new(Code::WouldBlock, "too many streams wait to be served here; try again"))?;
         Ok((self.0.local, Box::new(near)))
     }
+}
 
+impl Dial for Net {
     async fn dial(&self, peer: Option<libp2p::PeerId>, addresses: Vec<Multiaddr>) -> Result<libp2p::PeerId, Error> {
         let stopped = || Error::new(Code::Stopping, "the network of this peer has stopped");
         let (reply, connected) = oneshot::channel();
         let command = Command::Dial { peer, addresses, reply };
         self.0.commands.send(command).await.map_err(|_| stopped())?;
-        match timeout(OPEN_TIMEOUT, connected).await {
+        match timeout(DIAL_TIMEOUT, connected).await {
             Ok(Ok(Ok(peer))) => Ok(peer),
             Ok(Ok(Err(error))) => Err(Error::new(Code::Unreachable, error)),
             Ok(Err(_)) => Err(stopped()),
             Err(_) => Err(Error::new(Code::Unreachable, "nobody answers there")),
         }
-    }
-
-    async fn reach(&self, peer: Option<PeerId>, addresses: &[String]) -> Result<libp2p::PeerId, Error> {
-        let mut problem = Error::new(Code::Unreachable, "no address is known");
-        let mut endpoints = Vec::new();
-        for text in addresses {
-            match address::resolve(text).await {
-                Ok(found) => endpoints.extend(found),
-                Err(error) => problem = error,
-            }
-        }
-        if let Some(peer) = peer {
-            let id = to_libp2p(peer).map_err(|e| Error::new(Code::InvalidArgument, e.to_string()))?;
-            return self.dial(Some(id), endpoints.into_iter().map(|endpoint| endpoint.address).collect()).await;
-        }
-        for endpoint in endpoints {
-            match self.dial(endpoint.peer, vec![endpoint.address]).await {
-                Ok(peer) => return Ok(peer),
-                Err(error) => problem = error,
-            }
-        }
-        Err(problem)
     }
 }
 
@@ -396,20 +377,7 @@ impl Transport for Net {
             if peer == Some(self.0.local) || (peer.is_none() && addresses.iter().any(|text| text == SELF)) {
                 return self.pipe(protocol);
             }
-            let remote = self.reach(peer, addresses).await?;
-            let id = from_libp2p(&remote).map_err(|e| Error::new(Code::Incompatible, e.to_string()))?;
-            let name = StreamProtocol::try_from_owned(protocol.to_owned())
-                .map_err(|e| Error::new(Code::InvalidArgument, e.to_string()))?;
-            let mut control = self.0.control.clone();
-            match timeout(OPEN_TIMEOUT, control.open_stream(remote, name)).await {
-                Ok(Ok(stream)) => Ok((id, Box::new(stream.compat()) as BoxStream)),
-                Ok(Err(OpenStreamError::UnsupportedProtocol(_))) => {
-                    let message = format!("peer {id} does not speak {protocol}: another mesh, or another version");
-                    Err(Error::new(Code::Incompatible, message))
-                }
-                Ok(Err(error)) => Err(Error::new(Code::Unreachable, format!("no stream to peer {id}: {error}"))),
-                Err(_) => Err(Error::new(Code::Unreachable, format!("peer {id} does not answer"))),
-            }
+            dial::open(self, self.0.control.clone(), peer, addresses, protocol).await
         }
         .boxed()
     }

@@ -1,5 +1,6 @@
 //! The command line of `canal-testnet`.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -97,16 +98,22 @@ async fn up(path: &std::path::Path, dir: Option<PathBuf>, executable: PathBuf) -
     let scenario: Scenario = text.parse().with_context(|| format!("{} can't be used", path.display()))?;
     let program = executable.display().to_string();
     let net = Testnet::start(&scenario, Options { dir, ..Options::new(executable) }).await?;
-    println!("mesh `{}`, data and logs in {}", net.mesh(), net.dir().display());
+    let mut text = format!("mesh `{}`, data and logs in {}\n", net.mesh(), net.dir().display());
     for peer in net.peers() {
         let spec = peer.spec();
-        println!("peer {}  {:<5} {:<10} {}  {}", peer.number(), spec.tier, spec.site, peer.address()?, peer.id()?);
+        let (number, address, id) = (peer.number(), peer.address()?, peer.id()?);
+        text.push_str(&format!("peer {number}  {:<5} {:<10} {address}  {id}\n", spec.tier, spec.site));
     }
     if let Some(first) = net.peers().first() {
-        println!("\ntalk to it with, for example:\n  export CANAL_PEER={} CANAL_MESH={}", first.address()?, net.mesh());
-        println!("  {program} canal topic create greetings\n  {program} canal pub greetings hello");
-        println!("  {program} canal sub greetings --from earliest --count 1\nand end it with Ctrl-C");
+        let address = first.address()?;
+        text.push_str(&format!(
+            "\ntalk to it with, for example:\n  export CANAL_PEER={address} CANAL_MESH={mesh}\n  \
+             {program} canal topic create greetings\n  {program} canal pub greetings hello\n  \
+             {program} canal sub greetings --from earliest --count 1\nand end it with Ctrl-C\n",
+            mesh = net.mesh()
+        ));
     }
+    std::io::stdout().write_all(text.as_bytes())?;
     // until a signal ends the program
     std::future::pending().await
 }

@@ -5,6 +5,7 @@
 //! replicas. What is checked then stands in [`check`].
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -97,7 +98,7 @@ pub async fn run(options: &Options, executable: PathBuf) -> Result<bool> {
     let run = Run::prepare(options, &net, &readings, rounds).await?;
     let report = run.perform(readings, &mut screen).await?;
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
     } else {
         screen.say(&format!("\n{}", report.table()));
     }
@@ -144,13 +145,13 @@ impl<'a> Run<'a> {
 
     async fn perform(mut self, readings: Readings, screen: &mut Screen) -> Result<Report> {
         let groups: Vec<GroupId> = self.layout.groups().map(|(_, group)| group).into();
-        let (leaders, client, topics) = (self.leaders.clone(), self.admin.clone(), self.layout.published());
+        let (leaders, topics) = (self.leaders.clone(), self.layout.published());
         let began = Instant::now();
         screen.say(&format!("streaming {}", self.source));
         let traffic = traffic::stream(&self.publishers, &topics, readings, self.rounds, self.options.rate, &self.stats);
         let (published, outage) = tokio::select! {
             // neither of the first two ends by itself
-            () = leaders.watch(client, groups) => bail!("nobody watches the leaders"),
+            () = leaders.watch(self.net, &groups) => bail!("nobody watches the leaders"),
             () = self.show(screen, began) => bail!("nobody shows progress"),
             both = async { tokio::try_join!(traffic, self.break_and_mend(began)) } => both?,
         };
@@ -199,14 +200,14 @@ impl<'a> Run<'a> {
         sleep_until((began + run / 2).into()).await;
         let mut busiest: Option<(u64, &'static str, GroupId)> = None;
         for (name, group) in self.layout.groups() {
-            let status = self.admin.group_status(group).await?;
+            let Ok((_, status)) = self.net.led(group).await else { continue };
             let events: u64 = status.topics.iter().map(|topic| topic.next).sum();
             if busiest.is_none_or(|(most, ..)| events > most) {
                 busiest = Some((events, name, group));
             }
         }
         let (_, group_name, group) = busiest.context("there is no group")?;
-        let peer = self.net.leader(&self.admin, group).await?;
+        let peer = self.net.leader(group).await?;
         let topics = self.layout.topics().into_iter().filter(|(_, of)| *of == group).map(|(topic, _)| topic).collect();
         self.stats.killed(topics);
         let killed_at_s = began.elapsed().as_secs_f64();
@@ -242,9 +243,9 @@ impl<'a> Run<'a> {
             }
             // the learning group first: what it hands over, the other one then has
             for (name, group) in self.layout.groups().into_iter().rev() {
-                let status = self.admin.group_status(group).await.map_err(|error| error.to_string())?;
+                let (_, status) = self.net.led(group).await?;
                 let waiting: u64 = status.triggers.iter().map(|lag| lag.waiting + lag.parked).sum();
-                if status.replica != status.leader || waiting + status.outbox > 0 {
+                if waiting + status.outbox > 0 {
                     return Err(format!(
                         "group `{name}` has {waiting} events to handle and {} to hand over",
                         status.outbox
@@ -295,7 +296,7 @@ impl<'a> Run<'a> {
     async fn read_back(&self, topic: &str, group: GroupId) -> Result<Vec<(String, Vec<canal_proto::event::Stored>)>> {
         let transport = Libp2p::new()?;
         let count = usize::try_from(self.admin.topic_status(topic).await?.next)?;
-        let holders = self.net.wait_group(&self.admin, group).await?.replicas;
+        let holders = self.net.wait_group(group).await?.replicas;
         let mut read = Vec::new();
         for peer in self.net.peers() {
             let id = peer.id()?;

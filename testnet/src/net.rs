@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use canal_proto::request::GroupStatus;
 use canal_sdk::{Client, GroupId, TopicOptions};
-use futures::future::try_join_all;
+use futures::future::{join_all, try_join_all};
 use tempfile::TempDir;
 
 use crate::Error;
@@ -132,27 +132,23 @@ impl Testnet {
     pub async fn wait_ready(&self) -> Result<(), Error> {
         let running: Vec<&Peer> = self.peers.iter().filter(|peer| peer.is_running()).collect();
         try_join_all(running.iter().map(|peer| async move {
-            let client = peer.client_eventually().await?;
-            let what = format!("peer {} joins the mesh", peer.number());
-            until(&what, READY_DEADLINE, async || {
-                let status = client.peer_status().await.map_err(|error| error.to_string())?;
+            until(&format!("peer {} joins the mesh", peer.number()), READY_DEADLINE, async || {
+                let status = peer.status().await.map_err(|error| error.to_string())?;
                 if status.joined { Ok(()) } else { Err("it has not joined".into()) }
             })
             .await
         }))
         .await?;
-        let Some(first) = running.first() else {
-            return Ok(());
-        };
-        let client = first.client_eventually().await?;
+        let Some(first) = running.first() else { return Ok(()) };
+        let client = self.client(first.number()).await?;
         let wanted = running.len();
         until("the mesh knows its peers", READY_DEADLINE, async || {
             let known = client.peers().await.map_err(|error| error.to_string())?.len();
             if known >= wanted { Ok(()) } else { Err(format!("{known} of {wanted} are known")) }
         })
         .await?;
-        let catalog = GroupId(client.resolve(canal_proto::route::CATALOG, false).await?.group);
-        self.wait_group(&client, catalog).await.map(|_| ())
+        let catalog = client.resolve(canal_proto::route::CATALOG, false).await?.group;
+        self.wait_group(GroupId(catalog)).await.map(|_| ())
     }
 
     /// Waits until a group has a leader and as many voters as it wants and the mesh can give, and returns how it
@@ -160,15 +156,11 @@ impl Testnet {
     ///
     /// # Errors
     /// [`Error::TooLate`].
-    pub async fn wait_group(&self, client: &Client, group: GroupId) -> Result<GroupStatus, Error> {
+    pub async fn wait_group(&self, group: GroupId) -> Result<GroupStatus, Error> {
         until(&format!("group {group} is whole"), READY_DEADLINE, async || {
-            let status = client.group_status(group).await.map_err(|error| error.to_string())?;
-            let wanted = (status.wanted as usize).min(self.peers.len());
-            match status.voters.len() {
-                voters if voters < wanted => Err(format!("{voters} of {wanted} voters")),
-                _ if status.leader == 0 => Err("no leader".into()),
-                _ => Ok(status),
-            }
+            let (_, status) = self.led(group).await?;
+            let (voters, wanted) = (status.voters.len(), (status.wanted as usize).min(self.peers.len()));
+            if voters < wanted { Err(format!("{voters} of {wanted} voters")) } else { Ok(status) }
         })
         .await
     }
@@ -186,24 +178,42 @@ impl Testnet {
     ) -> Result<GroupId, Error> {
         let options = TopicOptions { group: Some(group.into()), replicas: Some(replicas) };
         let group = GroupId(client.create_topic(name, options).await?.info.group);
-        self.wait_group(client, group).await?;
+        self.wait_group(group).await?;
         Ok(group)
     }
 
-    /// The peer that leads a group, as one of its replicas says.
+    /// Waits until one of the peers leads a group, and returns its number.
     ///
     /// # Errors
-    /// [`Error::TooLate`] when none does in time, or it is none of ours.
-    pub async fn leader(&self, client: &Client, group: GroupId) -> Result<usize, Error> {
-        until(&format!("a leader of group {group}"), READY_DEADLINE, async || {
-            let status = client.group_status(group).await.map_err(|error| error.to_string())?;
-            let leader = status.replicas.iter().find(|replica| replica.id == status.leader);
-            let id = leader.and_then(|replica| replica.peer_id().ok()).ok_or("there is none")?;
-            let ours = self.peers.iter().find(|peer| peer.id().is_ok_and(|own| own == id));
-            let ours = ours.filter(|peer| peer.is_running()).ok_or("the one that is named does not run")?;
-            Ok(ours.number())
-        })
-        .await
+    /// [`Error::TooLate`].
+    pub async fn leader(&self, group: GroupId) -> Result<usize, Error> {
+        until(&format!("a leader of group {group}"), READY_DEADLINE, async || self.led(group).await)
+            .await
+            .map(|(number, _)| number)
+    }
+
+    /// How a group stands at its leader, and which peer that is: of those that think that they lead it, the one with
+    /// the latest term. Every peer is asked for itself.
+    ///
+    /// # Errors
+    /// When none says that it leads.
+    pub async fn led(&self, group: GroupId) -> Result<(usize, GroupStatus), String> {
+        let running = self.peers.iter().filter(|peer| peer.is_running());
+        let asked = running.map(|peer| async move { (peer.number(), peer.status().await) });
+        let mut why = "no peer runs".to_owned();
+        let mut best: Option<(usize, GroupStatus)> = None;
+        for (number, answer) in join_all(asked).await {
+            match answer.map(|status| status.groups.into_iter().find(|status| status.id == group.0)) {
+                Ok(Some(status)) if status.leader == status.replica => {
+                    if best.as_ref().is_none_or(|(_, best)| best.term < status.term) {
+                        best = Some((number, status));
+                    }
+                }
+                Ok(_) => why = "no leader".into(),
+                Err(error) => why = error.to_string(),
+            }
+        }
+        best.ok_or(why)
     }
 
     /// The peers.
@@ -245,16 +255,6 @@ impl Testnet {
 
     fn full_address(&self, peer: &Peer) -> Option<String> {
         Some(format!("{}/p2p/{}", peer.address().ok()?, peer.id().ok()?))
-    }
-}
-
-impl Peer {
-    /// A peer that is just up may refuse the first conversation.
-    async fn client_eventually(&self) -> Result<Client, Error> {
-        until(&format!("peer {} answers", self.number()), READY_DEADLINE, async || {
-            self.client().await.map_err(|error| error.to_string())
-        })
-        .await
     }
 }
 

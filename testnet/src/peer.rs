@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use canal_proto::request::PeerStatus;
 use canal_sdk::{Client, PeerId};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use parking_lot::Mutex;
 use serde::Deserialize;
-use tokio::sync::oneshot;
+use tokio::sync::{OnceCell, oneshot};
 
 use crate::Error;
 use crate::scenario::PeerSpec;
@@ -24,6 +25,8 @@ use crate::wait::until;
 
 /// Until a peer says that it is up: a debug build on a busy machine that replays a log.
 const START_DEADLINE: Duration = Duration::from_secs(60);
+/// For a peer to say how it stands: a peer that is up does so in milliseconds, one that is stopped never.
+const STATUS_DEADLINE: Duration = Duration::from_secs(3);
 /// Bytes of a log's end that an error shows.
 const TAIL: usize = 2000;
 
@@ -51,6 +54,8 @@ pub struct Peer {
     data: PathBuf,
     log: PathBuf,
     state: Mutex<State>,
+    /// Knows no other peer: what it is told, this one has said.
+    own: OnceCell<Client>,
 }
 
 #[derive(Default)]
@@ -63,7 +68,7 @@ impl Peer {
     pub(crate) fn new(number: usize, spec: PeerSpec, launch: Launch, dir: &Path) -> Self {
         let data = dir.join(format!("peer-{number}"));
         let log = dir.join(format!("peer-{number}.log"));
-        Self { number, spec, launch, data, log, state: Mutex::default() }
+        Self { number, spec, launch, data, log, state: Mutex::default(), own: OnceCell::new() }
     }
 
     /// Its number, from 0.
@@ -133,6 +138,18 @@ impl Peer {
     pub async fn client_with(&self, options: canal_sdk::Options) -> Result<Client, Error> {
         let options = canal_sdk::Options { mesh: self.launch.mesh.clone(), ..options };
         Ok(Client::connect(&self.address()?, options).await?)
+    }
+
+    /// How this peer stands, as it says itself.
+    ///
+    /// # Errors
+    /// When it does not answer soon.
+    pub async fn status(&self) -> Result<PeerStatus, Error> {
+        let options = canal_sdk::Options { deadline: STATUS_DEADLINE, ..canal_sdk::Options::default() };
+        let client = self.own.get_or_try_init(|| self.client_with(options)).await?;
+        Ok(tokio::time::timeout(STATUS_DEADLINE, client.peer_status())
+            .await
+            .map_err(|_| Error::NotRunning(self.number))??)
     }
 
     /// Starts the process and waits until it is up. It keeps its data, its id and its address.

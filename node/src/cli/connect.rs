@@ -190,7 +190,7 @@ fn explained(error: Error, address: &str, mesh: &str) -> Error {
         }
         _ => return error,
     };
-    Error { message, ..error }
+    Error::new(error.code, message)
 }
 
 #[cfg(test)]

@@ -113,7 +113,8 @@ fn read(path: &Path) -> Result<Vec<u8>, Error> {
         .and_then(|file| file.take(MAX_COMPONENT as u64 + 1).read_to_end(&mut bytes))
         .map_err(|error| invalid(format!("{} can't be read: {error}", path.display())))?;
     if bytes.len() > MAX_COMPONENT {
-        let message = format!("{} has more than the {} that a component may have", path.display(), size(MAX_COMPONENT as u64));
+        let message =
+            format!("{} has more than the {} that a component may have", path.display(), size(MAX_COMPONENT as u64));
         return Err(Error::new(Code::TooLarge, message));
     }
     Ok(bytes)

@@ -251,10 +251,7 @@ mod tests {
     #[test]
     fn quantities_read_well() {
         assert_eq!([0, 1023, 1024, 1 << 20, 5 << 30].map(size), ["0 B", "1023 B", "1.0 KiB", "1.0 MiB", "5.0 GiB"]);
-        assert_eq!(
-            [7, 1_500, 2_500_000, 180_000_000].map(span),
-            ["7 µs", "1.5 ms", "2.5 s", "3 min"]
-        );
+        assert_eq!([7, 1_500, 2_500_000, 180_000_000].map(span), ["7 µs", "1.5 ms", "2.5 s", "3 min"]);
         assert_eq!(moment(0), "-");
         assert_eq!(moment(951_782_400_000), "2000-02-29 00:00:00Z");
         assert_eq!(moment(1_767_225_599_999), "2025-12-31 23:59:59Z");

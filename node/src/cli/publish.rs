@@ -33,8 +33,13 @@ pub struct Pub {
     /// Name of the topic
     topic: String,
     /// The event's payload
-    #[arg(required_unless_present = "stdin", conflicts_with = "stdin", allow_negative_numbers = true)]
-    data: Option<OsString>,
+    #[arg(
+        value_name = "DATA",
+        required_unless_present = "stdin",
+        conflicts_with = "stdin",
+        allow_negative_numbers = true
+    )]
+    payload: Option<OsString>,
     /// Publish each line of standard input as an event
     #[arg(long)]
     stdin: bool,
@@ -67,14 +72,14 @@ impl Pub {
 
 /// Runs the command.
 pub fn run(args: Pub) -> ExitCode {
-    args.connect.run(async |client, out| match &args.data {
-        Some(data) => one(client, out, &args, data.as_bytes().to_vec()).await,
+    args.connect.run(async |client, out| match &args.payload {
+        Some(payload) => one(client, out, &args, payload.as_bytes().to_vec()).await,
         None => lines(client, out, &args).await,
     })
 }
 
-async fn one(client: Client, out: Out, args: &Pub, data: Vec<u8>) -> Outcome {
-    let event = args.event(data);
+async fn one(client: Client, out: Out, args: &Pub, payload: Vec<u8>) -> Outcome {
+    let event = args.event(payload);
     event.check().map_err(Error::from)?;
     let publisher = client.publisher(&args.topic).await?;
     let receipt = publisher.publish(event).await?;
@@ -160,9 +165,9 @@ fn next_line(input: &mut impl BufRead, number: u64) -> Result<Option<Vec<u8>>, E
     let mut line = Vec::new();
     // one more than a payload may have: the line feed, or the byte that is too much
     let mut bounded = std::io::Read::take(&mut *input, MAX_PAYLOAD as u64 + 1);
-    let read = bounded.read_until(b'\n', &mut line).map_err(|error| {
-        Error::new(Code::InvalidArgument, format!("standard input can't be read: {error}"))
-    })?;
+    let read = bounded
+        .read_until(b'\n', &mut line)
+        .map_err(|error| Error::new(Code::InvalidArgument, format!("standard input can't be read: {error}")))?;
     if read == 0 {
         return Ok(None);
     }

@@ -21,6 +21,10 @@ impl Stop {
     /// # Errors
     /// When signals can't be watched.
     pub fn new() -> std::io::Result<Self> {
+        #[expect(
+            deprecated,
+            reason = "its descriptor must stay open, which that of standard output does; no unsafe here"
+        )]
         let output = AsyncFd::with_interest(std::io::stdout(), Interest::ERROR).ok();
         Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())?, output })
     }

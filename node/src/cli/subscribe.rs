@@ -34,9 +34,10 @@ fn begin(text: &str) -> Result<From, String> {
     match text {
         "earliest" => Ok(From::Earliest),
         "latest" => Ok(From::Latest),
-        other => {
-            other.parse().map(From::Offset).map_err(|_| "give `earliest`, `latest` or the number of an offset".to_owned())
-        }
+        other => other
+            .parse()
+            .map(From::Offset)
+            .map_err(|_| "give `earliest`, `latest` or the number of an offset".to_owned()),
     }
 }
 

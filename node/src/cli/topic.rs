@@ -185,6 +185,9 @@ mod tests {
              producers      1\n"
         );
         let json = info_json(&topic(), &status);
-        assert_eq!((json["oldest"].as_u64(), json["next"].as_u64(), json["bytes"].as_u64()), (Some(2), Some(7), Some(2048)));
+        assert_eq!(
+            (json["oldest"].as_u64(), json["next"].as_u64(), json["bytes"].as_u64()),
+            (Some(2), Some(7), Some(2048))
+        );
     }
 }

@@ -12,18 +12,16 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, SwarmEvent};
-use libp2p::{Multiaddr, StreamProtocol, Swarm, SwarmBuilder, identity};
-use libp2p_stream::{Behaviour, Control, OpenStreamError};
+use libp2p::{Multiaddr, Swarm, SwarmBuilder, identity};
+use libp2p_stream::{Behaviour, Control};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
-use tokio_util::compat::FuturesAsyncReadCompatExt;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::address::Endpoint;
 use super::{BoxStream, Transport};
 use crate::Error;
 
 pub mod address;
+pub mod dial;
 
 /// A peer that was killed or cut off is noticed after this time: longer than the pauses of a busy machine, shorter
 /// than a user's patience.
@@ -32,8 +30,6 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_millis(2_500);
 pub const KEEP_ALIVE: Duration = Duration::from_millis(500);
 /// Connections without a stream are kept for the next request.
 const UNUSED_TIMEOUT: Duration = Duration::from_secs(30);
-/// For the protocol's negotiation: one round trip on a connection that stands.
-const NEGOTIATION_TIMEOUT: Duration = Duration::from_secs(3);
 /// Dials that wait for the swarm: more than a client has peers to talk to at a time.
 const MAX_DIALS: usize = 64;
 
@@ -75,37 +71,14 @@ impl Libp2p {
         let task = tokio::spawn(Driver { swarm, waiting: HashMap::new(), dialing: HashMap::new() }.run(receiver));
         Ok(Self { dials, control, _task: AbortOnDropHandle::new(task) })
     }
+}
 
-    async fn connect(&self, peer: Option<libp2p::PeerId>, addresses: Vec<Multiaddr>) -> Connected {
+impl dial::Dial for Libp2p {
+    async fn dial(&self, peer: Option<libp2p::PeerId>, addresses: Vec<Multiaddr>) -> Connected {
         let (reply, connected) = oneshot::channel();
         let dial = Dial { peer, addresses, reply };
         self.dials.send(dial).await.map_err(|_| Error::unreachable("the transport has stopped"))?;
         connected.await.map_err(|_| Error::unreachable("the transport has stopped"))?
-    }
-
-    /// Connects to the peer, or to the first address at which anybody answers.
-    async fn reach(&self, peer: Option<PeerId>, addresses: &[String]) -> Connected {
-        let mut problem = Error::new(Code::InvalidArgument, "no address was given: write host:port or a multiaddress");
-        let mut endpoints = Vec::new();
-        for text in addresses {
-            match address::resolve(text).await {
-                Ok(found) => endpoints.extend(found),
-                Err(error) => problem = error,
-            }
-        }
-        if let Some(peer) = peer {
-            let peer = to_libp2p(peer)?;
-            // an empty list is tried as well: the connection may stand already
-            let addresses = endpoints.into_iter().map(|e| e.address).collect();
-            return self.connect(Some(peer), addresses).await;
-        }
-        for Endpoint { peer, address } in endpoints {
-            match self.connect(peer, vec![address]).await {
-                Ok(peer) => return Ok(peer),
-                Err(error) => problem = error,
-            }
-        }
-        Err(problem)
     }
 }
 
@@ -116,30 +89,8 @@ impl Transport for Libp2p {
         addresses: &'a [String],
         protocol: &'a str,
     ) -> BoxFuture<'a, Result<(PeerId, BoxStream), Error>> {
-        async move {
-            let name = StreamProtocol::try_from_owned(protocol.to_owned())
-                .map_err(|e| Error::new(Code::InvalidArgument, e.to_string()))?;
-            let remote = self.reach(peer, addresses).await?;
-            let id = PeerId::from_multihash(&remote.to_bytes())
-                .map_err(|_| Error::new(Code::Incompatible, format!("{remote} has no ed25519 key")))?;
-            let mut control = self.control.clone();
-            match timeout(NEGOTIATION_TIMEOUT, control.open_stream(remote, name)).await {
-                Ok(Ok(stream)) => Ok((id, Box::new(stream.compat()) as BoxStream)),
-                Ok(Err(OpenStreamError::UnsupportedProtocol(_))) => Err(Error::new(
-                    Code::Incompatible,
-                    format!("peer {id} does not speak {protocol}: it belongs to another mesh or has another version"),
-                )),
-                Ok(Err(error)) => Err(Error::unreachable(format!("no stream to peer {id}: {error}"))),
-                Err(_) => Err(Error::unreachable(format!("peer {id} does not answer"))),
-            }
-        }
-        .boxed()
+        dial::open(self, self.control.clone(), peer, addresses, protocol).boxed()
     }
-}
-
-fn to_libp2p(peer: PeerId) -> Result<libp2p::PeerId, Error> {
-    libp2p::PeerId::from_bytes(&peer.to_multihash())
-        .map_err(|e| Error::new(Code::InvalidArgument, format!("not a peer id: {e}")))
 }
 
 /// Drives the swarm, and tells who waits for a connection what became of it.

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use canal_proto::Event;
 use canal_proto::event::Stored;
-use canal_sdk::{Client, Delivered, GroupId, Subscription};
+use canal_sdk::{Delivered, GroupId, Subscription};
 use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::stats::Stats;
+use crate::Testnet;
 
 /// Between two looks at the groups: short against an election.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -141,11 +142,11 @@ struct Lead {
 
 impl Leaders {
     /// Looks at these groups until the future is dropped.
-    pub async fn watch(&self, client: Client, groups: Vec<GroupId>) {
+    pub async fn watch(&self, net: &Testnet, groups: &[GroupId]) {
         loop {
-            for group in &groups {
+            for group in groups {
                 // no answer: an election is on its way, the next look will tell
-                if let Ok(status) = client.group_status(*group).await {
+                if let Ok((_, status)) = net.led(*group).await {
                     self.note(*group, status.term, status.leader);
                 }
             }

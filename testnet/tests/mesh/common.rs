@@ -138,7 +138,7 @@ pub fn assert_delivered(what: &str, seen: &BTreeMap<String, Vec<Delivered>>, top
 /// `replicas` and that they are alike, and returns what they hold.
 pub async fn read_back(net: &Testnet, client: &Client, topic: &str, count: usize, replicas: usize) -> Vec<Stored> {
     let group = GroupId(client.topic_status(topic).await.unwrap().group);
-    let status = net.wait_group(client, group).await.unwrap();
+    let status = net.wait_group(group).await.unwrap();
     let holds = |id| status.replicas.iter().any(|replica| replica.peer_id() == Ok(id));
     let transport = Libp2p::new().unwrap();
     let mut first: Option<Vec<Stored>> = None;
@@ -246,7 +246,7 @@ pub async fn run(arguments: &[&str], input: &[u8]) -> Ran {
     // one that ends early does not read all
     drop(stdin.write_all(input).await);
     drop(stdin);
-    let output = tokio::time::timeout(SOON, child.wait_with_output()).await.expect("the command ends").unwrap();
+    let output = tokio::time::timeout(3 * SOON, child.wait_with_output()).await.expect("the command ends").unwrap();
     Ran {
         code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

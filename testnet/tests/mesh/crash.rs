@@ -12,7 +12,7 @@ async fn a_publisher_whose_peer_dies_retries_without_doubling() {
     let mesh = mesh(3).await;
     let admin = mesh.client(0).await.unwrap();
     let group = mesh.create_topic(&admin, "t", "g", 3).await.unwrap();
-    let leader = mesh.leader(&admin, group).await.unwrap();
+    let leader = mesh.leader(group).await.unwrap();
     let survivor = mesh.client((leader + 1) % 3).await.unwrap();
     // it enters the mesh at the leader, and publishes to the leader
     let publisher = patient(&mesh.client(leader).await.unwrap(), "t").await;

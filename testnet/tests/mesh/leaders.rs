@@ -34,15 +34,15 @@ async fn killed_again_and_again(peers: usize) {
         sent.push(send(&publisher, begin..middle).await);
         // these are on their way
         let group = if kill % 2 == 0 { first } else { second };
-        let leader = mesh.leader(&client, group).await.unwrap();
+        let leader = mesh.leader(group).await.unwrap();
         mesh.peer(leader).unwrap().kill().unwrap();
         sent.push(send(&publisher, middle..end).await);
         tokio::time::timeout(2 * SOON, publisher.flush()).await.expect("it goes on without its leader").unwrap();
         mesh.restart(leader).await.unwrap();
         // with two of three voters gone at a time nothing could go on
         mesh.wait_ready().await.unwrap();
-        mesh.leader(&client, first).await.unwrap();
-        mesh.leader(&client, second).await.unwrap();
+        mesh.leader(first).await.unwrap();
+        mesh.leader(second).await.unwrap();
     }
     let mut acknowledged = 0;
     for sent in sent {

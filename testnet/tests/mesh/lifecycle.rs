@@ -58,7 +58,7 @@ async fn a_drained_peer_hands_its_groups_over_and_exits_0() {
     let mesh = mesh(3).await;
     let client = mesh.client(0).await.unwrap();
     let group = mesh.create_topic(&client, "t", "g", 3).await.unwrap();
-    let leader = mesh.leader(&client, group).await.unwrap();
+    let leader = mesh.leader(group).await.unwrap();
     let other = mesh.peer((leader + 1) % 3).unwrap().client().await.unwrap();
     let before = other.group_status(group).await.unwrap();
     let publisher = patient(&other, "t").await;
@@ -111,9 +111,10 @@ async fn peers_end_with_a_testnet_that_is_killed() {
     let mut command = Command::new(program());
     command.args(["up", &scenario, "--dir"]).arg(dir.path().join("net")).stdout(Stdio::piped()).stdin(Stdio::null());
     let mut child = Owned(command.spawn().unwrap());
-    let lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
     let addresses: Vec<String> = tokio::task::spawn_blocking(move || {
-        let words = lines.map_while(Result::ok).map(|line| line.split_whitespace().map(str::to_owned).collect());
+        let words =
+            lines.by_ref().map_while(Result::ok).map(|line| line.split_whitespace().map(str::to_owned).collect());
         let peers = words.filter(|words: &Vec<String>| words.first().is_some_and(|word| word == "peer")).take(2);
         peers.map(|words| words.into_iter().find(|word| word.starts_with("/ip4/")).unwrap()).collect()
     })

@@ -106,7 +106,7 @@ async fn without_a_majority_the_deadline_is_answered_and_the_mesh_heals() {
     let mesh = mesh(3).await;
     let admin = mesh.client(0).await.unwrap();
     let group = mesh.create_topic(&admin, "t", "g", 3).await.unwrap();
-    let leader = mesh.leader(&admin, group).await.unwrap();
+    let leader = mesh.leader(group).await.unwrap();
     let peer = mesh.peer(leader).unwrap();
     let client = peer.client_with(Options { deadline: Duration::from_secs(4), ..Options::default() }).await.unwrap();
     client.publisher("t").await.unwrap().publish(Event::new("before")).await.unwrap();

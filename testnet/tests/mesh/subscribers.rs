@@ -15,7 +15,7 @@ async fn a_pattern_gives_history_then_live_at_a_follower() {
     let (a, b) = (patient(&client, "w/a").await, patient(&client, "w/b").await);
     received(send(&a, 0..300).await).await;
     received(send(&b, 0..300).await).await;
-    let leader = mesh.leader(&client, group).await.unwrap();
+    let leader = mesh.leader(group).await.unwrap();
     // it talks to that peer only, which holds a replica and does not lead
     let follower = mesh.peer((leader + 1) % 3).unwrap().client().await.unwrap();
     let counts = [("w/a", 600), ("w/b", 600), ("w/c", 100)];

@@ -1,0 +1,430 @@
+//! `canal group` and `canal route`: who replicates what, and how it stands.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use canal_proto::catalog::{GroupInfo, TopicInfo};
+use canal_proto::peer::Replica;
+use canal_proto::request::{GroupStatus, Route};
+use canal_proto::{Code, GroupId, TopicId, TopicName, route};
+use canal_sdk::{Client, Error};
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::connect::{Connect, Outcome};
+use super::print::{Out, fields, left, object, right, size, table};
+
+/// What to do with groups.
+#[derive(Debug, Subcommand)]
+pub enum Group {
+    /// List groups
+    Ls(Ls),
+    /// Show how a group stands, at the replica that answers
+    Info(Info),
+}
+
+/// Flags of `canal group ls`.
+#[derive(Debug, Args)]
+pub struct Ls {
+    #[command(flatten)]
+    connect: Connect,
+}
+
+/// Flags of `canal group info`.
+#[derive(Debug, Args)]
+pub struct Info {
+    /// Name or id of the group; `$catalog` for the catalog's
+    #[arg(value_name = "NAME|ID")]
+    group: String,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+/// Flags of `canal route`.
+#[derive(Debug, Args)]
+pub struct Find {
+    /// Name of the topic; `$catalog` for the catalog
+    topic: String,
+    /// Ask the DHT again, whatever is cached
+    #[arg(long)]
+    fresh: bool,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+/// Runs `canal group`.
+pub fn run(command: Group) -> ExitCode {
+    match command {
+        Group::Ls(args) => args.connect.run(async |client, out| ls(client, out).await),
+        Group::Info(args) => args.connect.run(async |client, out| info(client, out, &args.group).await),
+    }
+}
+
+/// Runs `canal route`.
+pub fn route(args: Find) -> ExitCode {
+    args.connect.run(async |client, out| {
+        let name = &args.topic;
+        let route = client.resolve(name, args.fresh).await?;
+        Ok(out.show(|| route_json(name, &route), || route_text(name, &route))?)
+    })
+}
+
+/// The group with this name or id, and its name.
+///
+/// # Errors
+/// `UnknownGroup`; those of asking the catalog.
+pub async fn find(client: &Client, text: &str) -> Result<(GroupId, String), Error> {
+    if text == route::CATALOG {
+        let route = client.resolve(route::CATALOG, false).await?;
+        return Ok((GroupId(route.group), text.to_owned()));
+    }
+    let groups = client.catalog("", &["groups"], true).await?.groups;
+    if let Some(group) = groups.iter().find(|group| group.name == text) {
+        return Ok((GroupId(group.id), group.name.clone()));
+    }
+    let unknown = || Error::new(Code::UnknownGroup, format!("no group `{text}`; see `canal group ls`"));
+    // as it is printed; a shorter number would rather be a mistyped name
+    let id = text.parse::<GroupId>().ok().filter(|_| text.len() == 16).ok_or_else(unknown)?;
+    let name = groups.iter().find(|group| group.id == id.0).map_or_else(|| text.to_owned(), |group| group.name.clone());
+    Ok((id, name))
+}
+
+async fn ls(client: Client, out: Out) -> Outcome {
+    let view = client.catalog("", &["groups", "topics"], true).await?;
+    let (groups, topics) = (view.groups, view.topics);
+    Ok(out.show(|| groups.iter().map(|group| group_json(group, &topics)).collect(), || groups_text(&groups, &topics))?)
+}
+
+async fn info(client: Client, out: Out, text: &str) -> Outcome {
+    let (group, _) = find(&client, text).await?;
+    let status = client.group_status(group).await?;
+    let names = topic_names(&client).await?;
+    Ok(out.show(|| status_json(&status, &names), || info_text(&status, &names))?)
+}
+
+/// Names of topics by id; the system's as well.
+///
+/// # Errors
+/// Those of asking the catalog.
+pub async fn topic_names(client: &Client) -> Result<BTreeMap<u64, String>, Error> {
+    let mut names = BTreeMap::new();
+    for pattern in ["", "$dead/#"] {
+        let topics = client.catalog(pattern, &["topics"], false).await?.topics;
+        names.extend(topics.into_iter().map(|topic| (topic.id, topic.name)));
+    }
+    Ok(names)
+}
+
+/// A peer's id as it prints; of a key that can't be one, its bytes.
+pub fn peer_text(replica: &Replica) -> String {
+    replica.peer_id().map_or_else(|_| super::print::base16(&replica.peer), |peer| peer.to_string())
+}
+
+fn leader_of(replicas: &[Replica], leader: u64) -> Option<String> {
+    replicas.iter().find(|replica| replica.id == leader).map(peer_text)
+}
+
+fn group_json(group: &GroupInfo, topics: &[TopicInfo]) -> Value {
+    let first: Vec<String> = group.first.iter().map(peer_text).collect();
+    json!({
+        "id": GroupId(group.id).to_string(),
+        "name": group.name,
+        "replicas_wanted": group.replicas,
+        "active": group.active,
+        "first_peers": first,
+        "topics": topics.iter().filter(|topic| topic.group == group.id).count(),
+    })
+}
+
+fn groups_text(groups: &[GroupInfo], topics: &[TopicInfo]) -> String {
+    let row = |group: &GroupInfo| {
+        [
+            group.name.clone(),
+            GroupId(group.id).to_string(),
+            group.replicas.to_string(),
+            topics.iter().filter(|topic| topic.group == group.id).count().to_string(),
+            if group.active { "active" } else { "coming up" }.to_owned(),
+        ]
+    };
+    table([left("NAME"), left("ID"), right("WANTED"), right("TOPICS"), left("STATE")], groups.iter().map(row))
+}
+
+/// How a group stands, for programs.
+pub fn status_json(status: &GroupStatus, names: &BTreeMap<u64, String>) -> Value {
+    let replicas: Vec<Value> = status
+        .replicas
+        .iter()
+        .map(|replica| {
+            json!({
+                "id": replica.id.to_string(),
+                "peer": peer_text(replica),
+                "addresses": replica.addresses,
+                "leader": replica.id == status.leader,
+                "voter": status.voters.contains(&replica.id),
+            })
+        })
+        .collect();
+    let topics: Vec<Value> = status
+        .topics
+        .iter()
+        .map(|topic| {
+            json!({
+                "id": TopicId(topic.id).to_string(),
+                "name": names.get(&topic.id),
+                "oldest": topic.oldest,
+                "next": topic.next,
+                "bytes": topic.bytes,
+                "producers": topic.producers,
+            })
+        })
+        .collect();
+    let triggers: Vec<Value> = status
+        .triggers
+        .iter()
+        .map(|lag| {
+            json!({
+                "trigger": lag.trigger,
+                "topic": lag.topic,
+                "low": lag.low,
+                "waiting": lag.waiting,
+                "parked": lag.parked,
+            })
+        })
+        .collect();
+    json!({
+        "id": GroupId(status.id).to_string(),
+        "name": status.name,
+        "replica": status.replica.to_string(),
+        "leader": leader_of(&status.replicas, status.leader),
+        "term": status.term,
+        "committed": status.committed,
+        "applied": status.applied,
+        "last": status.last,
+        "epoch": status.epoch,
+        "replicas_wanted": status.wanted,
+        "replicas": replicas,
+        "spec_version": status.spec_version,
+        "outbox": status.outbox,
+        "topics": topics,
+        "triggers": triggers,
+    })
+}
+
+fn info_text(status: &GroupStatus, names: &BTreeMap<u64, String>) -> String {
+    let mut text = fields([
+        ("group", status.name.clone()),
+        ("id", GroupId(status.id).to_string()),
+        ("answered by", format!("replica {}", status.replica)),
+        ("leader", leader_of(&status.replicas, status.leader).unwrap_or_else(|| "none just now".to_owned())),
+        ("term", status.term.to_string()),
+        ("log", format!("applied {} of {} committed, last {}", status.applied, status.committed, status.last)),
+        ("epoch", status.epoch.to_string()),
+        ("replicas", format!("{} of {} wanted", status.replicas.len(), status.wanted)),
+        ("outbox", status.outbox.to_string()),
+    ]);
+    let row = |replica: &Replica| {
+        let role = match (replica.id == status.leader, status.voters.contains(&replica.id)) {
+            (true, _) => "leader",
+            (false, true) => "voter",
+            (false, false) => "learner",
+        };
+        [replica.id.to_string(), role.to_owned(), peer_text(replica), replica.addresses.join(",")]
+    };
+    let columns = [right("REPLICA"), left("ROLE"), left("PEER"), left("ADDRESSES")];
+    text.push_str(&format!("\n{}", table(columns, status.replicas.iter().map(row))));
+    if !status.topics.is_empty() {
+        let rows = status.topics.iter().map(|topic| {
+            let name = names.get(&topic.id).cloned().unwrap_or_else(|| TopicId(topic.id).to_string());
+            [name, topic.oldest.to_string(), topic.next.to_string(), size(topic.bytes), topic.producers.to_string()]
+        });
+        let columns = [left("TOPIC"), right("OLDEST"), right("NEXT"), right("PAYLOAD"), right("PRODUCERS")];
+        text.push_str(&format!("\n{}", table(columns, rows)));
+    }
+    if !status.triggers.is_empty() {
+        let rows = status.triggers.iter().map(|lag| {
+            [
+                lag.trigger.clone(),
+                lag.topic.clone(),
+                lag.low.to_string(),
+                lag.waiting.to_string(),
+                lag.parked.to_string(),
+            ]
+        });
+        let columns = [left("TRIGGER"), left("TOPIC"), right("HANDLED BELOW"), right("WAITING"), right("PARKED")];
+        text.push_str(&format!("\n{}", table(columns, rows)));
+    }
+    text
+}
+
+fn route_json(name: &str, route: &Route) -> Value {
+    let replicas: Vec<Value> = route
+        .replicas
+        .iter()
+        .map(|replica| {
+            json!({
+                "id": replica.id.to_string(),
+                "peer": peer_text(replica),
+                "addresses": replica.addresses,
+                "leader": replica.id == route.leader,
+            })
+        })
+        .collect();
+    let mut map = object(json!({
+        "name": name,
+        "group": GroupId(route.group).to_string(),
+        "epoch": route.epoch,
+        "leader": leader_of(&route.replicas, route.leader),
+        "replicas": replicas,
+        "source": route.source,
+    }));
+    // a group or the catalog is no topic
+    let topic = (route.topic != 0).then(|| TopicId(route.topic).to_string());
+    map.insert("topic".to_owned(), topic.into());
+    Value::Object(map)
+}
+
+fn route_text(name: &str, route: &Route) -> String {
+    let is_topic = name.parse::<TopicName>().is_ok() && route.topic != 0;
+    let mut text = fields([
+        (if is_topic { "topic" } else { "name" }, name.to_owned()),
+        ("group", GroupId(route.group).to_string()),
+        ("epoch", route.epoch.to_string()),
+        ("found by", route.source.clone()),
+    ]);
+    let row = |replica: &Replica| {
+        let role = if replica.id == route.leader { "leader" } else { "replica" };
+        [replica.id.to_string(), role.to_owned(), peer_text(replica), replica.addresses.join(",")]
+    };
+    let columns = [right("REPLICA"), left("ROLE"), left("PEER"), left("ADDRESSES")];
+    text.push_str(&format!("\n{}", table(columns, route.replicas.iter().map(row))));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+    use super::*;
+    use canal_proto::PeerId;
+    use canal_proto::request::{TopicStatus, TriggerLag};
+
+    fn replica(id: u64) -> Replica {
+        Replica { id, peer: vec![u8::try_from(id).unwrap(); 32], addresses: vec![format!("/ip4/10.0.0.{id}")] }
+    }
+
+    fn peer(id: u8) -> String {
+        PeerId::from_public_key([id; 32]).to_string()
+    }
+
+    #[test]
+    fn groups_are_listed() {
+        let group = GroupInfo {
+            id: 255,
+            name: "g".into(),
+            replicas: 3,
+            first: vec![replica(1)],
+            active: true,
+            spec_version: 9,
+        };
+        let topic = TopicInfo { id: 1, name: "t".into(), group: 255, group_name: "g".into(), created_ms: 0 };
+        assert_eq!(
+            groups_text(std::slice::from_ref(&group), std::slice::from_ref(&topic)),
+            "NAME  ID                WANTED  TOPICS  STATE\ng     00000000000000ff       3       1  active\n"
+        );
+        assert_eq!(
+            group_json(&group, &[topic]).to_string(),
+            format!(
+                r#"{{"active":true,"first_peers":["{}"],"id":"00000000000000ff","name":"g","replicas_wanted":3,"topics":1}}"#,
+                peer(1)
+            )
+        );
+    }
+
+    #[test]
+    fn a_group_is_shown() {
+        let status = GroupStatus {
+            id: 255,
+            name: "g".into(),
+            replica: 1,
+            leader: 2,
+            term: 4,
+            committed: 10,
+            applied: 9,
+            last: 11,
+            epoch: 5,
+            replicas: vec![replica(1), replica(2)],
+            voters: vec![2],
+            wanted: 3,
+            spec_version: 6,
+            outbox: 1,
+            topics: vec![TopicStatus { id: 7, group: 255, oldest: 0, next: 3, producers: 1, bytes: 12 }],
+            triggers: vec![TriggerLag { trigger: "x".into(), topic: "t".into(), low: 2, waiting: 1, parked: 1 }],
+        };
+        let names = BTreeMap::from([(7, "t".to_owned())]);
+        let (one, two) = (peer(1), peer(2));
+        assert_eq!(
+            info_text(&status, &names),
+            format!(
+                "group        g\n\
+                 id           00000000000000ff\n\
+                 answered by  replica 1\n\
+                 leader       {two}\n\
+                 term         4\n\
+                 log          applied 9 of 10 committed, last 11\n\
+                 epoch        5\n\
+                 replicas     2 of 3 wanted\n\
+                 outbox       1\n\
+                 \n\
+                 REPLICA  ROLE     PEER                                                  ADDRESSES\n      \
+                 1  learner  {one}  /ip4/10.0.0.1\n      \
+                 2  leader   {two}  /ip4/10.0.0.2\n\
+                 \n\
+                 TOPIC  OLDEST  NEXT  PAYLOAD  PRODUCERS\n\
+                 t           0     3     12 B          1\n\
+                 \n\
+                 TRIGGER  TOPIC  HANDLED BELOW  WAITING  PARKED\n\
+                 x        t                  2        1       1\n"
+            )
+        );
+        let json = status_json(&status, &names);
+        assert_eq!(json["leader"], two);
+        assert_eq!(json["topics"][0]["name"], "t");
+        assert_eq!(json["replicas"][0]["voter"], false);
+        let mut fields: Vec<_> = json.as_object().unwrap().keys().cloned().collect();
+        fields.sort();
+        assert_eq!(
+            fields.join(" "),
+            "applied committed epoch id last leader name outbox replica replicas replicas_wanted spec_version term \
+             topics triggers"
+        );
+    }
+
+    #[test]
+    fn a_route_is_shown() {
+        let route =
+            Route { topic: 10, group: 255, epoch: 4, replicas: vec![replica(1)], leader: 1, source: "dht".into() };
+        let one = peer(1);
+        assert_eq!(
+            route_text("a/b", &route),
+            format!(
+                "topic     a/b\n\
+                 group     00000000000000ff\n\
+                 epoch     4\n\
+                 found by  dht\n\
+                 \n\
+                 REPLICA  ROLE    PEER                                                  ADDRESSES\n      \
+                 1  leader  {one}  /ip4/10.0.0.1\n"
+            )
+        );
+        assert_eq!(
+            route_json("a/b", &route).to_string(),
+            format!(
+                concat!(
+                    r#"{{"epoch":4,"group":"00000000000000ff","leader":"{0}","name":"a/b","replicas":"#,
+                    r#"[{{"addresses":["/ip4/10.0.0.1"],"id":"1","leader":true,"peer":"{0}"}}],"#,
+                    r#""source":"dht","topic":"000000000000000a"}}"#
+                ),
+                one
+            )
+        );
+    }
+}
