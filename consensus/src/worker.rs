@@ -26,6 +26,7 @@ use crate::core::log::LogReader;
 use crate::core::machine::{Effect, Reply};
 use crate::handle::{Error, Inner, MAX_INBOX, Options, Outgoing, Shared};
 use crate::log_store::{GroupWrite, LogStore};
+use crate::view::View;
 
 /// How often applied state is made durable, and the log's files are tidied up. It bounds what a restart replays.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
@@ -108,7 +109,13 @@ impl Worker {
             next_ticket: 1,
             stopping: false,
         };
-        for id in worker.inner.log.groups()? {
+        let groups = worker.inner.log.groups()?;
+        if groups.is_empty() && !worker.inner.kv.scan(&[], &[], 1, false)?.is_empty() {
+            let message = "there is applied state, but no log: the log was lost or moved. Restore it, or remove this \
+                           peer's data directory and let it join as a new peer";
+            return Err(KvError(message.to_owned()).into());
+        }
+        for id in groups {
             let Some(meta) = worker.inner.log.meta(id)? else { continue };
             let seed = Seed::decode(meta.as_slice()).map_err(|e| {
                 KvError(format!("the record of group {id} is damaged: {e}; restore the data directory"))
@@ -129,7 +136,7 @@ impl Worker {
             group.handle(Input::Campaign, now_ms());
         }
         let status = group.status();
-        let view = crate::view::View::new(id, self.inner.kv.clone(), self.inner.log.clone());
+        let view = View::new(id, self.inner.kv.clone(), self.inner.log.clone());
         let mut heads = BTreeMap::new();
         for topic in &status.spec.topics {
             if let Some(row) = view.topic(TopicId(topic.id))? {
@@ -259,6 +266,10 @@ impl Worker {
             } else {
                 Err(Refused::Configuration("the group has a replica of another id on this peer").into())
             };
+        }
+        if View::new(id, self.inner.kv.clone(), self.inner.log.clone()).applied()? > 0 {
+            let lost = "this peer has state of the group, but no log of it: a replica may not begin again here";
+            return Err(Refused::Configuration(lost).into());
         }
         self.inner.log.put_meta(id, &seed.encode_to_vec())?;
         let stands = seed.first.first().is_some_and(|first| first.id == seed.replica);

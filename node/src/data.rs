@@ -26,6 +26,17 @@ pub struct Contact {
     pub addresses: Vec<String>,
 }
 
+/// Something of this peer's is held by another process.
+#[derive(Debug, thiserror::Error)]
+pub enum InUse {
+    /// The data directory.
+    #[error("another process uses the data directory {}; stop it, or name another directory with --data", .0.display())]
+    Directory(PathBuf),
+    /// An address.
+    #[error("can't listen at {0}: {1}; is another process there? name another address with --listen")]
+    Address(String, String),
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Membership {
     name: String,
@@ -55,10 +66,7 @@ impl Data {
             .with_context(|| format!("{} can't be opened", path.display()))?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => bail!(
-                "another process uses the data directory {}; stop it, or name another directory with --data",
-                dir.display()
-            ),
+            Err(TryLockError::WouldBlock) => return Err(InUse::Directory(dir.to_owned()).into()),
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| format!("{} can't be locked", path.display()));
             }

@@ -34,7 +34,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::compat::FuturesAsyncReadCompatExt;
 
-use crate::data::Data;
+use crate::data::{Data, InUse};
 
 pub mod links;
 
@@ -240,9 +240,15 @@ async fn listen_at(swarm: &mut Swarm<Behaviour>, listen: &[String], data: &Data)
         let before = remembered.and_then(|port| swarm.listen_on(with_port(&endpoint.address, port)).ok());
         let id = match before {
             Some(id) => id,
-            None => swarm.listen_on(endpoint.address.clone()).with_context(|| {
-                format!("can't listen at {text}; is another process there? name another with --listen")
-            })?,
+            None => match swarm.listen_on(endpoint.address.clone()) {
+                Ok(id) => id,
+                Err(libp2p::TransportError::MultiaddrNotSupported(_)) => {
+                    bail!("--listen {text}: only QUIC over UDP is spoken; write IP:PORT or /ip4/IP/udp/PORT/quic-v1")
+                }
+                Err(libp2p::TransportError::Other(error)) => {
+                    return Err(InUse::Address(text.clone(), error.to_string()).into());
+                }
+            },
         };
         waiting.insert(id, text.clone());
     }

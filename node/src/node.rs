@@ -28,12 +28,28 @@ pub const PEER_LOST: Duration = Duration::from_secs(10);
 const MAX_PEERS: usize = 10_000;
 
 /// What the catalog's leader knows of the peers: told by themselves, again and again, and forgotten with leadership.
-#[derive(Default)]
 pub struct PeerTable {
     peers: Mutex<BTreeMap<PeerId, (PeerInfo, Instant)>>,
+    since: Mutex<Instant>,
+}
+
+impl Default for PeerTable {
+    fn default() -> Self {
+        Self { peers: Mutex::default(), since: Mutex::new(Instant::now()) }
+    }
 }
 
 impl PeerTable {
+    /// Notes that this peer leads the catalog from now on, and so is told of the others.
+    pub fn begin(&self) {
+        *self.since.lock() = Instant::now();
+    }
+
+    /// Since when this peer has been told of the others.
+    pub fn since(&self) -> Instant {
+        *self.since.lock()
+    }
+
     /// Notes what a peer says of itself; `false` when the table is full.
     pub fn heard(&self, peer: PeerId, info: PeerInfo) -> bool {
         let mut peers = self.peers.lock();

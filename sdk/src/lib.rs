@@ -59,3 +59,8 @@ pub use publisher::{Deadline, Pending, Publisher, PublisherOptions, Refused};
 pub use state::State;
 pub use subscription::{Delivered, From, Subscription};
 pub use transport::{AsyncReadWrite, BoxStream, Transport};
+
+/// The code in the README, so that it goes on to compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+mod readme {}

@@ -105,7 +105,11 @@ pub fn apply(txn: &mut Txn<'_>, place: Place<'_>, command: &Command) -> Result<(
             append::end_producer(txn, end)?;
             Reply::Done
         }
-        None => Reply::Done,
+        None => {
+            // to skip it would make this replica differ from those that know it
+            let message = "an entry is of a kind that this version does not know; update this peer";
+            return Err(KvError(format!("group {}, entry {}: {message}", place.group, place.index)));
+        }
     };
     Ok((reply, effects))
 }

@@ -224,7 +224,8 @@ fn run_text(run: &Run) -> String {
         ("status", name_of::<Status>(record.status)),
         ("event is", name_of::<Disposition>(record.disposition)),
         ("error", error),
-        ("effects", format!("{} rows written, {} events emitted", record.writes, record.emits)),
+        ("writes", record.writes.to_string()),
+        ("emits", record.emits.to_string()),
     ]);
     for line in &record.log {
         text.push_str(&format!("log         {}\n", printable(line.as_bytes())));

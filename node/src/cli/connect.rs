@@ -43,6 +43,21 @@ pub struct Connect {
     json: bool,
 }
 
+/// How fresh an answer has to be.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Reading {
+    /// Take what the replica that answers has, without asking a majority: works while there is none
+    #[arg(long)]
+    pub stale: bool,
+}
+
+impl Reading {
+    /// Whether the leader asks its majority first, so that what was written a moment ago is there.
+    pub fn is_linearizable(self) -> bool {
+        !self.stale
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(seconds) if seconds > 0.0 && seconds <= MAX_TIMEOUT => Ok(Duration::from_secs_f64(seconds)),
@@ -173,7 +188,13 @@ impl Connect {
             addresses: addresses.collect(),
             ..Options::default()
         };
-        Client::connect(&first, options).await.map_err(|error| explained(error, &first, &place.mesh))
+        let too_late = tokio::time::sleep(self.timeout);
+        let connected = tokio::select! {
+            biased;
+            () = too_late => Err(Error::new(Code::Unreachable, "no answer within the deadline")),
+            connected = Client::connect(&first, options) => connected,
+        };
+        connected.map_err(|error| explained(error, &first, &place.mesh))
     }
 }
 
@@ -186,7 +207,7 @@ fn explained(error: Error, address: &str, mesh: &str) -> Error {
             error.message
         ),
         Code::Incompatible => {
-            format!("{}: this asked for mesh `{mesh}`; name another with --mesh", error.message)
+            format!("{}; this asked for mesh `{mesh}`, name another with --mesh", error.message)
         }
         _ => return error,
     };
@@ -262,6 +283,6 @@ mod tests {
              HOST:PORT"
         );
         let error = explained(Error::new(Code::Incompatible, "why"), "a:1", "m");
-        assert_eq!(error.message, "why: this asked for mesh `m`; name another with --mesh");
+        assert_eq!(error.message, "why; this asked for mesh `m`, name another with --mesh");
     }
 }

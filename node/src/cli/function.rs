@@ -12,7 +12,7 @@ use canal_sdk::{Error, FunctionLimits};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::connect::{Connect, Outcome, invalid};
+use super::connect::{Connect, Outcome, Reading, invalid};
 use super::print::{Out, base16, left, moment, right, size, table};
 use canal_sdk::Client;
 
@@ -65,6 +65,8 @@ impl Deploy {
 #[derive(Debug, Args)]
 pub struct Ls {
     #[command(flatten)]
+    reading: Reading,
+    #[command(flatten)]
     connect: Connect,
 }
 
@@ -85,8 +87,7 @@ pub fn run(command: Function) -> ExitCode {
             Err(error) => super::fail(error.code, &error.message, args.connect.json()),
         },
         Function::Ls(args) => args.connect.run(async |client, out| {
-            // from the leader, so that what was deployed a moment ago is there
-            let functions = client.catalog("", &["functions"], true).await?.functions;
+            let functions = client.catalog("", &["functions"], args.reading.is_linearizable()).await?.functions;
             Ok(out.show(|| functions.iter().map(function_json).collect(), || functions_text(&functions))?)
         }),
         Function::Rm(args) => args.connect.run(async |client, out| {

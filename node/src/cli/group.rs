@@ -11,7 +11,7 @@ use canal_sdk::{Client, Error};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::connect::{Connect, Outcome};
+use super::connect::{Connect, Outcome, Reading};
 use super::print::{Out, fields, left, object, right, size, table};
 
 /// What to do with groups.
@@ -26,6 +26,8 @@ pub enum Group {
 /// Flags of `canal group ls`.
 #[derive(Debug, Args)]
 pub struct Ls {
+    #[command(flatten)]
+    reading: Reading,
     #[command(flatten)]
     connect: Connect,
 }
@@ -55,7 +57,7 @@ pub struct Find {
 /// Runs `canal group`.
 pub fn run(command: Group) -> ExitCode {
     match command {
-        Group::Ls(args) => args.connect.run(async |client, out| ls(client, out).await),
+        Group::Ls(args) => args.connect.run(async |client, out| ls(client, out, args.reading).await),
         Group::Info(args) => args.connect.run(async |client, out| info(client, out, &args.group).await),
     }
 }
@@ -78,19 +80,22 @@ pub async fn find(client: &Client, text: &str) -> Result<(GroupId, String), Erro
         let route = client.resolve(route::CATALOG, false).await?;
         return Ok((GroupId(route.group), text.to_owned()));
     }
-    let groups = client.catalog("", &["groups"], true).await?.groups;
-    if let Some(group) = groups.iter().find(|group| group.name == text) {
-        return Ok((GroupId(group.id), group.name.clone()));
+    // what a replica knows of a group stays true, so it is asked first: that works without a majority, too
+    for linearizable in [false, true] {
+        let groups = client.catalog("", &["groups"], linearizable).await?.groups;
+        let called = |group: &&GroupInfo| group.name == text || GroupId(group.id).to_string() == text;
+        if let Some(group) = groups.iter().find(called) {
+            return Ok((GroupId(group.id), group.name.clone()));
+        }
     }
-    let unknown = || Error::new(Code::UnknownGroup, format!("no group `{text}`; see `canal group ls`"));
-    // as it is printed; a shorter number would rather be a mistyped name
-    let id = text.parse::<GroupId>().ok().filter(|_| text.len() == 16).ok_or_else(unknown)?;
-    let name = groups.iter().find(|group| group.id == id.0).map_or_else(|| text.to_owned(), |group| group.name.clone());
-    Ok((id, name))
+    // the catalog's own is not among them, but has an id
+    let id = text.parse::<GroupId>().ok().filter(|id| id.to_string() == text);
+    let id = id.ok_or_else(|| Error::new(Code::UnknownGroup, format!("no group `{text}`; see `canal group ls`")))?;
+    Ok((id, text.to_owned()))
 }
 
-async fn ls(client: Client, out: Out) -> Outcome {
-    let view = client.catalog("", &["groups", "topics"], true).await?;
+async fn ls(client: Client, out: Out, reading: Reading) -> Outcome {
+    let view = client.catalog("", &["groups", "topics"], reading.is_linearizable()).await?;
     let (groups, topics) = (view.groups, view.topics);
     Ok(out.show(|| groups.iter().map(|group| group_json(group, &topics)).collect(), || groups_text(&groups, &topics))?)
 }

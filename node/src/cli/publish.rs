@@ -229,6 +229,7 @@ impl<'a> Summary<'a> {
 
     fn text(&self, seconds: f64) -> String {
         let offsets = match (self.first, self.last) {
+            (Some(first), Some(last)) if first == last => format!(", offset {first}"),
             (Some(first), Some(last)) => format!(", offsets {first} to {last}"),
             _ => String::new(),
         };

@@ -1,6 +1,6 @@
 //! `canal start` and `canal config`.
 
-use std::io::Read;
+use std::io::{IsTerminal, Read, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::fail;
 use crate::config::{Config, Flags};
+use crate::data::InUse;
 use crate::peer::Starting;
 
 /// Flags of `canal start`.
@@ -77,6 +78,7 @@ pub fn run(command: Start) -> ExitCode {
     };
     let code = match runtime.block_on(serve(config, &command)) {
         Ok(code) => code,
+        Err(error) if error.is::<InUse>() => fail(Code::InUse, &format!("{error:#}"), json),
         Err(error) => fail(Code::Internal, &format!("{error:#}"), json),
     };
     // reads of standard input can't be cancelled and must not hold up the end
@@ -96,7 +98,7 @@ fn log(filter: &str, json: bool) {
     if json {
         builder.json().init();
     } else {
-        builder.with_target(false).init();
+        builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
     }
 }
 
@@ -106,18 +108,18 @@ async fn serve(config: Config, command: &Start) -> Result<ExitCode> {
     let starting = Starting::new(config).await?;
     let started = starting.started();
     if command.json {
-        println!("{}", serde_json::to_string(&started)?);
+        say(&serde_json::to_string(&started)?);
     } else {
-        println!("peer {}", started.peer);
+        say(&format!("peer {}", started.peer));
         for address in &started.addresses {
-            println!("listening at {address}/p2p/{}", started.peer);
+            say(&format!("listening at {address}/p2p/{}", started.peer));
         }
-        println!("data in {}", started.data);
+        say(&format!("data in {}", started.data));
         if started.addresses.iter().any(|address| !address.contains("/127.") && !address.contains("/::1/")) {
-            println!(
-                "note: whoever can reach these addresses is in mesh `{}`: there are no credentials yet",
+            say(&format!(
+                "note: whoever reaches these addresses is in mesh `{}`: there are no credentials yet",
                 started.mesh
-            );
+            ));
         }
     }
     let mut orphaned = std::pin::pin!(orphaned(command.exit_with_stdin));
@@ -129,7 +131,7 @@ async fn serve(config: Config, command: &Start) -> Result<ExitCode> {
         peer = starting.join() => peer?,
     };
     if command.json {
-        println!("{}", serde_json::json!({ "event": "serving", "peer": peer.id().to_string() }));
+        say(&serde_json::json!({ "event": "serving", "peer": peer.id().to_string() }).to_string());
     }
     let failed = tokio::select! {
         biased;
@@ -145,6 +147,12 @@ async fn serve(config: Config, command: &Start) -> Result<ExitCode> {
         }
         None => Ok(ExitCode::SUCCESS),
     }
+}
+
+/// Prints a line. Whoever started the peer may have stopped reading, which is no reason to stop.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
 /// Returns when standard input ends, if that matters.

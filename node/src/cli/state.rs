@@ -13,7 +13,7 @@ use canal_sdk::{Client, Consistency, Error};
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::connect::{Connect, Failure, Outcome, invalid};
+use super::connect::{Connect, Failure, Outcome, Reading, invalid};
 use super::print::{Out, left, object, printable, put_bytes, table};
 
 /// What to do with rows.
@@ -44,9 +44,8 @@ pub struct Get {
     place: Place,
     /// Key of the row
     key: String,
-    /// Take what the replica that answers has, without asking a majority
-    #[arg(long)]
-    stale: bool,
+    #[command(flatten)]
+    reading: Reading,
     #[command(flatten)]
     connect: Connect,
 }
@@ -76,9 +75,8 @@ pub struct Ls {
     /// Rows at most
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=canal_proto::limits::MAX_SCAN as i64))]
     limit: Option<u32>,
-    /// Take what the replica that answers has, without asking a majority
-    #[arg(long)]
-    stale: bool,
+    #[command(flatten)]
+    reading: Reading,
     #[command(flatten)]
     connect: Connect,
 }
@@ -92,8 +90,8 @@ pub fn run(command: State) -> ExitCode {
     }
 }
 
-fn consistency(stale: bool) -> Consistency {
-    if stale { Consistency::Stale } else { Consistency::Linearizable }
+fn consistency(reading: Reading) -> Consistency {
+    if reading.is_linearizable() { Consistency::Linearizable } else { Consistency::Stale }
 }
 
 /// The group that was named, or the only one in which the bucket has rows.
@@ -127,7 +125,7 @@ fn only(bucket: &str, groups: Vec<(GroupId, String)>) -> Result<(GroupId, String
 
 async fn get(client: Client, out: Out, args: &Get) -> Outcome {
     let (group, name) = group(&client, &args.place).await?;
-    let value = client.state(group, &args.place.bucket).get(&args.key, consistency(args.stale)).await?;
+    let value = client.state(group, &args.place.bucket).get(&args.key, consistency(args.reading)).await?;
     let Some(value) = value else {
         let (key, bucket) = (printable(args.key.as_bytes()), &args.place.bucket);
         return Err(Failure::NoRow(format!("no row `{key}` in bucket `{bucket}` of group {name}")));
@@ -157,7 +155,7 @@ async fn put(client: Client, out: Out, args: &Put) -> Outcome {
 async fn ls(client: Client, out: Out, args: &Ls) -> Outcome {
     let (group, _) = group(&client, &args.place).await?;
     let state = client.state(group, &args.place.bucket);
-    let rows = state.list(&args.prefix, args.limit.unwrap_or(0), consistency(args.stale)).await?;
+    let rows = state.list(&args.prefix, args.limit.unwrap_or(0), consistency(args.reading)).await?;
     let json = || rows.iter().map(|(key, value)| row_json(key, value)).collect();
     let text = || {
         let row = |(key, value): &(String, _)| [printable(key.as_bytes()), printable(AsRef::<[u8]>::as_ref(value))];

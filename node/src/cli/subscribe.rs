@@ -66,6 +66,16 @@ async fn follow(client: Client, out: Out, args: &Sub) -> Outcome {
         || json!({ "subscribed": { "pattern": args.pattern, "from": from } }),
         || format!("canal: subscribed to `{}` from {from}; topic, offset, key and payload follow", args.pattern),
     );
+    if let From::Offset(offset) = args.from {
+        // a replica waits for what is yet to come; who mistyped an offset should not wait with it
+        match client.topic_status(&args.pattern).await {
+            Ok(status) if offset > status.next => out.note(
+                || json!({ "waiting": { "offset": offset, "next": status.next } }),
+                || format!("canal: offset {offset} is yet to come; the topic's next is {}", status.next),
+            ),
+            _ => {}
+        }
+    }
     let mut left = args.count;
     while left != Some(0) {
         let delivered = tokio::select! {

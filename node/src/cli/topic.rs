@@ -10,7 +10,7 @@ use canal_sdk::{Client, Error, TopicOptions};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::connect::{Connect, Outcome};
+use super::connect::{Connect, Outcome, Reading};
 use super::print::{Out, fields, left, moment, object, size, table};
 
 /// What to do with topics.
@@ -21,7 +21,7 @@ pub enum Topic {
     /// List topics
     Ls(Ls),
     /// Show how a topic stands
-    Info(Named),
+    Info(Info),
     /// Remove a topic and its events
     Rm(Named),
 }
@@ -47,10 +47,23 @@ pub struct Ls {
     /// Only topics that this matches: `+` is one level, `#` the rest [default: all but the system's `$…`]
     pattern: Option<String>,
     #[command(flatten)]
+    reading: Reading,
+    #[command(flatten)]
     connect: Connect,
 }
 
-/// Flags of commands about one topic.
+/// Flags of `canal topic info`.
+#[derive(Debug, Args)]
+pub struct Info {
+    /// Name of the topic
+    name: String,
+    #[command(flatten)]
+    reading: Reading,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+/// Flags of `canal topic rm`.
 #[derive(Debug, Args)]
 pub struct Named {
     /// Name of the topic
@@ -63,8 +76,8 @@ pub struct Named {
 pub fn run(command: Topic) -> ExitCode {
     match command {
         Topic::Create(args) => args.connect.run(async |client, out| create(client, out, &args).await),
-        Topic::Ls(args) => args.connect.run(async |client, out| ls(client, out, args.pattern.as_deref()).await),
-        Topic::Info(args) => args.connect.run(async |client, out| info(client, out, &args.name).await),
+        Topic::Ls(args) => args.connect.run(async |client, out| ls(client, out, &args).await),
+        Topic::Info(args) => args.connect.run(async |client, out| info(client, out, &args.name, args.reading).await),
         Topic::Rm(args) => args.connect.run(async |client, out| {
             client.remove_topic(&args.name).await?;
             let name = &args.name;
@@ -88,19 +101,19 @@ async fn create(client: Client, out: Out, args: &Create) -> Outcome {
     Ok(out.show(json, text)?)
 }
 
-async fn ls(client: Client, out: Out, pattern: Option<&str>) -> Outcome {
-    let pattern = pattern.unwrap_or_default();
+async fn ls(client: Client, out: Out, args: &Ls) -> Outcome {
+    let pattern = args.pattern.as_deref().unwrap_or_default();
     if !pattern.is_empty() {
         pattern.parse::<canal_proto::Pattern>().map_err(Error::from)?;
     }
-    // from the leader, so that what was created a moment ago is there
-    let topics = client.catalog(pattern, &["topics"], true).await?.topics;
+    let topics = client.catalog(pattern, &["topics"], args.reading.is_linearizable()).await?.topics;
     Ok(out.show(|| topics.iter().map(topic_json).collect(), || topics_text(&topics))?)
 }
 
-async fn info(client: Client, out: Out, name: &str) -> Outcome {
+async fn info(client: Client, out: Out, name: &str, reading: Reading) -> Outcome {
     name.parse::<TopicName>().map_err(Error::from)?;
-    let found = client.catalog(name, &["topics"], true).await?.topics.into_iter().find(|topic| topic.name == name);
+    let topics = client.catalog(name, &["topics"], reading.is_linearizable()).await?.topics;
+    let found = topics.into_iter().find(|topic| topic.name == name);
     let topic = found.ok_or_else(|| {
         let message = format!("no topic `{name}`; create it with `canal topic create {name}`");
         Error::new(Code::UnknownTopic, message)

@@ -9,7 +9,7 @@ use canal_sdk::{Client, Error};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::connect::{Connect, Outcome};
+use super::connect::{Connect, Outcome, Reading};
 use super::print::{Out, left, moment, name_of, object, right, span, table};
 
 /// What to do with triggers.
@@ -86,6 +86,8 @@ impl Create {
 #[derive(Debug, Args)]
 pub struct Ls {
     #[command(flatten)]
+    reading: Reading,
+    #[command(flatten)]
     connect: Connect,
 }
 
@@ -103,8 +105,7 @@ pub fn run(command: Trigger) -> ExitCode {
     match command {
         Trigger::Create(args) => args.connect.run(async |client, out| create(client, out, &args).await),
         Trigger::Ls(args) => args.connect.run(async |client, out| {
-            // from the leader, so that what was created a moment ago is there
-            let triggers = client.catalog("", &["triggers"], true).await?.triggers;
+            let triggers = client.catalog("", &["triggers"], args.reading.is_linearizable()).await?.triggers;
             Ok(out.show(|| triggers.iter().map(trigger_json).collect(), || triggers_text(&triggers))?)
         }),
         Trigger::Rm(args) => args.connect.run(async |client, out| {
@@ -138,7 +139,7 @@ async fn create(client: Client, out: Out, args: &Create) -> Outcome {
 
 async fn pause(client: Client, out: Out, name: &str, paused: bool) -> Outcome {
     let trigger = client.pause_trigger(name, paused).await?;
-    let what = if paused { "is paused" } else { "fires" };
+    let what = if paused { "is paused" } else { "is active" };
     Ok(out.show(|| trigger_json(&trigger), || format!("trigger `{name}` {what}"))?)
 }
 

@@ -32,6 +32,7 @@ const UNTIL_SERVED: Duration = Duration::from_secs(20);
 /// Serves the groups for as long as the catalog is led here.
 pub async fn run(node: Arc<Node>, catalog: GroupHandle) {
     node.confirmed.send_replace(Default::default());
+    node.peers.begin();
     loop {
         let settled = match catalog.view().catalog_groups() {
             Ok(groups) => serve_all(&node, &catalog, groups).await,

@@ -23,9 +23,11 @@ type Answered = Result<Answer, WireError>;
 
 /// Records of activations listed unless said otherwise.
 const ACTIVATIONS: u32 = 50;
-/// How long a new catalog leader waits for peers to make themselves known, before it places a group on fewer than
-/// wanted: two of their announcements.
+/// How long after it began to lead a catalog's leader waits for peers to make themselves known, before it places a
+/// group on fewer than wanted: two of their announcements.
 const SETTLE: Duration = Duration::from_secs(4);
+/// Replicas of a group that says nothing of them.
+const DEFAULT_REPLICAS: u32 = 3;
 
 /// Answers a request.
 pub async fn answer(node: &Node, peer: PeerId, between_peers: bool, ask: Ask) -> Answered {
@@ -110,10 +112,10 @@ async fn change(node: &Node, mut command: CatalogCommand) -> Answered {
     command.placement.clear();
     match &command.change {
         Some(Change::CreateTopic(ask)) => {
-            let wanted = if ask.replicas == 0 { 3 } else { ask.replicas };
+            let wanted = if ask.replicas == 0 { DEFAULT_REPLICAS } else { ask.replicas };
             command.placement = place(node, &catalog, wanted).await;
         }
-        Some(Change::CreateTrigger(_)) => command.placement = place(node, &catalog, 3).await,
+        Some(Change::CreateTrigger(_)) => command.placement = place(node, &catalog, DEFAULT_REPLICAS).await,
         Some(Change::Deploy(function)) => check_component(node, &catalog, function).await?,
         Some(Change::GroupActive(_)) => {
             return Err(WireError::new(Code::InvalidArgument, "only the catalog itself says this"));
@@ -143,13 +145,11 @@ pub async fn change_catalog(
 /// Chooses the peers on which a new group begins.
 async fn place(node: &Node, catalog: &GroupHandle, wanted: u32) -> Vec<Replica> {
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-    let settled = tokio::time::Instant::now() + SETTLE;
     loop {
         let peers = node.peers.live();
-        let enough = peers.len() >= wanted || tokio::time::Instant::now() >= settled;
-        if enough || !catalog.status().leads {
-            let seed = catalog.status().last;
-            return chosen(node, seed, wanted, &[], &peers);
+        let settled = node.peers.since().elapsed() >= SETTLE;
+        if peers.len() >= wanted || settled || !catalog.status().leads {
+            return chosen(node, catalog.status().last, wanted, &[], &peers);
         }
         sleep(Duration::from_millis(50)).await;
     }

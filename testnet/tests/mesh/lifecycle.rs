@@ -27,7 +27,7 @@ async fn a_mesh_of_one_works_without_arguments() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = Command::new(program());
     command.args(["canal", "start", "--json", "--listen", "127.0.0.1:0", "--data"]).arg(dir.path().join("data"));
-    // mDNS stays on in a mesh of one, but must not find the other tests: their mesh has another name
+    // a name of its own, and no mDNS: it must not meet other meshes that are tested on this machine
     command.args(["--mesh", "alone", "--no-mdns"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = Owned(command.spawn().unwrap());
     let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
