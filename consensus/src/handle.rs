@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use canal_proto::log::{AppendItem, Kind};
 use canal_proto::peer::{RaftEnvelope, Replica, Seed};
-use canal_proto::{Code, GroupId, MeshId, Receipt, TopicId, WireError};
+use canal_proto::{Code, GroupId, MeshId, PeerId, Receipt, TopicId, WireError};
 use crossbeam_channel::{Sender, TrySendError};
 use parking_lot::RwLock;
 use tokio::sync::{oneshot, watch};
@@ -180,10 +180,10 @@ impl Handle {
         Some(GroupHandle { id, inner: self.inner.clone(), shared })
     }
 
-    /// Takes messages from other peers. What does not fit the inbox is dropped and counted: Raft sends it again.
-    pub fn receive(&self, messages: Vec<RaftEnvelope>) {
+    /// Takes messages from another peer. What does not fit the inbox is dropped and counted: Raft sends it again.
+    pub fn receive(&self, peer: PeerId, messages: Vec<RaftEnvelope>) {
         for envelope in messages {
-            if let Err(TrySendError::Full(_)) = self.inner.inbox.try_send(Request::Message(Box::new(envelope))) {
+            if let Err(TrySendError::Full(_)) = self.inner.inbox.try_send(Request::Message(peer, Box::new(envelope))) {
                 self.inner.dropped.fetch_add(1, Ordering::Relaxed);
             }
         }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use canal_proto::log::{AppendItem, Kind};
 use canal_proto::peer::{RaftEnvelope, Replica, Seed};
-use canal_proto::{GroupId, MeshId, TopicId};
+use canal_proto::{GroupId, MeshId, PeerId, TopicId};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
 use parking_lot::RwLock;
 use prost::Message as _;
@@ -48,7 +48,7 @@ pub(crate) enum Command {
 /// What the worker is told.
 pub(crate) enum Request {
     Group(GroupId, Command),
-    Message(Box<RaftEnvelope>),
+    Message(PeerId, Box<RaftEnvelope>),
     Create(Box<Seed>, oneshot::Sender<Result<(), Error>>),
     Stop,
 }
@@ -216,11 +216,11 @@ impl Worker {
                 }
                 let _ = responder.send(result);
             }
-            Request::Message(envelope) => {
+            Request::Message(peer, envelope) => {
                 let id = GroupId(envelope.group);
                 match (self.members.get_mut(&id), convert::from_wire(envelope.message)) {
                     (Some(member), Ok(message)) if message.to == member.group.seed().replica => {
-                        member.group.handle(Input::Message(Box::new(message)), now_ms());
+                        member.group.handle(Input::Message(peer, Box::new(message)), now_ms());
                         self.dirty.insert(id);
                     }
                     (Some(_), Ok(message)) => {
@@ -309,6 +309,10 @@ impl Worker {
         for id in &dirty {
             let Some(member) = self.members.get_mut(id) else { continue };
             member.group.persisted(self.inner.kv.as_ref(), &mut batch)?;
+            if let Some(hard_state) = member.group.must_persist() {
+                let write = GroupWrite { group: *id, entries: Vec::new(), hard_state: Some(hard_state) };
+                self.inner.log.write(&[write], true)?;
+            }
         }
         if !batch.ops.is_empty() {
             self.inner.kv.write(&batch)?;

@@ -188,6 +188,7 @@ pub async fn start(
         shared: shared.clone(),
         waiting: HashMap::new(),
         connections: HashMap::new(),
+        members: BTreeSet::new(),
     };
     tasks.spawn(actor.run());
     let local = from_libp2p(&local)?;
@@ -313,7 +314,7 @@ impl Net {
         self.0.shared.addresses.borrow().clone()
     }
 
-    /// Peers with a connection.
+    /// Peers of the mesh with a connection.
     pub fn neighbours(&self) -> usize {
         self.0.shared.neighbours.load(Ordering::Relaxed)
     }
@@ -398,6 +399,8 @@ struct Actor {
     shared: Arc<Shared>,
     waiting: HashMap<ConnectionId, Vec<oneshot::Sender<Connected>>>,
     connections: HashMap<libp2p::PeerId, Vec<Link>>,
+    /// Those with a connection that are peers of the mesh, and not clients.
+    members: BTreeSet<libp2p::PeerId>,
 }
 
 struct Link {
@@ -453,7 +456,7 @@ impl Actor {
                 match self.swarm.dial(options) {
                     Ok(()) => self.waiting.entry(id).or_default().push(reply),
                     Err(error) => {
-                        let _ = reply.send(Err(error.to_string()));
+                        let _ = reply.send(Err(dial::reason(&error)));
                     }
                 }
             }
@@ -503,6 +506,7 @@ impl Actor {
                     links.retain(|link| link.id != connection_id);
                     if links.is_empty() {
                         self.connections.remove(&peer_id);
+                        self.members.remove(&peer_id);
                     }
                 }
                 self.count();
@@ -512,7 +516,7 @@ impl Actor {
                 if let Some(peer) = peer_id.filter(|peer| !self.swarm.is_connected(peer)) {
                     canal_dht::forget_peer(&mut self.swarm.behaviour_mut().kad, &peer);
                 }
-                self.answer(connection_id, Err(error.to_string()));
+                self.answer(connection_id, Err(dial::reason(&error)));
             }
             _ => {}
         }
@@ -525,7 +529,7 @@ impl Actor {
     }
 
     fn count(&self) {
-        self.shared.neighbours.store(self.connections.len(), Ordering::Relaxed);
+        self.shared.neighbours.store(self.members.len(), Ordering::Relaxed);
     }
 
     fn established(&mut self, peer: libp2p::PeerId, id: ConnectionId, endpoint: &libp2p::core::ConnectedPoint) {
@@ -551,6 +555,10 @@ impl Actor {
     fn identified(&mut self, peer: libp2p::PeerId, connection: ConnectionId, info: identify::Info) {
         if !info.protocols.iter().any(|protocol| protocol.as_ref() == self.kad_protocol) {
             return;
+        }
+        if self.connections.contains_key(&peer) {
+            self.members.insert(peer);
+            self.count();
         }
         let links = self.connections.get(&peer);
         let near = links.is_some_and(|links| links.iter().any(|link| link.id == connection && link.loopback));

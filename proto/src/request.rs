@@ -406,7 +406,7 @@ pub struct PeerStatus {
     /// Replicas held here.
     #[prost(message, repeated, tag = "2")]
     pub groups: Vec<GroupStatus>,
-    /// Peers in the routing table.
+    /// Peers of the mesh with a connection.
     #[prost(uint32, tag = "3")]
     pub neighbours: u32,
     /// Route records stored for the DHT.

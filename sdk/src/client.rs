@@ -138,7 +138,10 @@ impl Client {
             match tokio::time::timeout_at(give_up, self.0.pool.connect(&place)).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => problem = error,
-                Err(_) => break,
+                Err(_) => {
+                    problem = Error::unreachable("no peer has answered within the deadline");
+                    break;
+                }
             }
         }
         Err(problem)

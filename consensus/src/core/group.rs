@@ -9,10 +9,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use canal_proto::limits::MAX_ENTRY;
+use canal_proto::limits::{MAX_ENTRY, MAX_REPLICAS};
 use canal_proto::log::{Append, AppendItem, Command, GroupSpec, Kind};
 use canal_proto::peer::{Replica, Seed};
-use canal_proto::{GroupId, MeshId};
+use canal_proto::{GroupId, MeshId, PeerId};
 use prost::Message as _;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
@@ -35,6 +35,8 @@ const MAX_INFLIGHT: usize = 256;
 const MAX_MESSAGE: u64 = 1 << 20;
 /// Committed entries applied in one turn, in bytes: a replica that catches up must not hold up the others.
 const MAX_APPLY: u64 = 4 << 20;
+/// Replicas that are remembered although the configuration does not name them.
+const MAX_MET: usize = 2 * MAX_REPLICAS;
 /// How many ticks lie between the election timeouts of two replicas, at the most.
 const ELECTION_SPREAD: usize = 10;
 
@@ -67,8 +69,8 @@ pub type Ticket = u64;
 pub enum Input {
     /// Time passed.
     Tick,
-    /// Another replica sent this.
-    Message(Box<Message>),
+    /// A replica on this peer sent this.
+    Message(PeerId, Box<Message>),
     /// Publish these.
     Append(Ticket, AppendItem),
     /// Propose this.
@@ -167,9 +169,9 @@ pub struct Group<L: LogReader> {
     configuration: Arc<Configuration>,
     spec: Arc<GroupSpec>,
     outbox: u64,
+    met: BTreeMap<u64, Replica>,
+    changed: bool,
     applied: Applied,
-    term_began: Option<u64>,
-    leads: bool,
     appends: Vec<(Ticket, AppendItem)>,
     waiting: VecDeque<Waiting>,
     reads: BTreeMap<u64, Vec<Ticket>>,
@@ -260,9 +262,9 @@ impl<L: LogReader> Group<L> {
             configuration: Arc::new(configuration),
             spec: Arc::new(spec),
             outbox,
+            met: BTreeMap::new(),
+            changed: false,
             applied,
-            term_began: None,
-            leads: false,
             appends: Vec::new(),
             waiting: VecDeque::new(),
             reads: BTreeMap::new(),
@@ -284,9 +286,17 @@ impl<L: LogReader> Group<L> {
         &self.seed
     }
 
-    /// The replica with this id, if the configuration names it.
+    /// Whether it leads, and has applied an entry of its own term, and so all that was committed before.
+    ///
+    /// This is asked anew for every input: a message of the same turn may have deposed it, and raft-rs would pass a
+    /// proposal on to the new leader instead of refusing it.
+    fn leads(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader && self.applied.term == self.raw.raft.term
+    }
+
+    /// The replica with this id, if the configuration names it or it has sent something.
     pub fn replica(&self, id: u64) -> Option<&Replica> {
-        self.configuration.replicas.iter().find(|replica| replica.id == id)
+        self.configuration.replicas.iter().find(|replica| replica.id == id).or_else(|| self.met.get(&id))
     }
 
     /// Whether this replica is its group's only voter.
@@ -305,13 +315,13 @@ impl<L: LogReader> Group<L> {
         Status {
             group: self.id,
             replica: self.seed.replica,
-            leads: self.leads,
+            leads: self.leads(),
             term: raft.term,
             leader: raft.leader_id,
             committed: raft.raft_log.committed,
             applied: self.applied.index,
             last: raft.raft_log.last_index(),
-            epoch: self.term_began.unwrap_or_default().max(self.configuration.index),
+            epoch: self.applied.began.max(self.configuration.index),
             configuration: self.configuration.clone(),
             spec: self.spec.clone(),
             outbox: self.outbox,
@@ -325,7 +335,8 @@ impl<L: LogReader> Group<L> {
             Input::Tick => {
                 self.raw.tick();
             }
-            Input::Message(message) => {
+            Input::Message(peer, message) => {
+                self.meet(peer, message.from);
                 // a replica that was removed, or a message that makes no sense here: raft-rs says so, nothing is lost
                 let _ = self.raw.step(*message);
             }
@@ -335,7 +346,7 @@ impl<L: LogReader> Group<L> {
                 self.propose(vec![ticket], Command { time_ms: now_ms, kind: Some(kind) });
             }
             Input::Read(ticket) => {
-                if self.leads {
+                if self.leads() {
                     self.reads_asked.insert(ticket, ());
                     self.raw.read_index(ticket.to_be_bytes().to_vec());
                 } else {
@@ -352,11 +363,20 @@ impl<L: LogReader> Group<L> {
         }
     }
 
+    /// Remembers where a replica is that the configuration does not name yet: one that is still without the log knows
+    /// only the group's first replicas, and must be able to answer a leader that came later.
+    fn meet(&mut self, peer: PeerId, id: u64) {
+        let known = self.configuration.replicas.iter().any(|replica| replica.id == id);
+        if !known && (self.met.len() < MAX_MET || self.met.contains_key(&id)) {
+            self.met.insert(id, Replica { id, peer: peer.to_vec(), addresses: Vec::new() });
+        }
+    }
+
     fn propose(&mut self, tickets: Vec<Ticket>, command: Command) {
         let data = command.encode_to_vec();
         let refused = if data.len() > MAX_ENTRY {
             Some(Refused::TooLarge(data.len()))
-        } else if !self.leads {
+        } else if !self.leads() {
             Some(Refused::NotLeader)
         } else {
             match self.raw.propose(Vec::new(), data) {
@@ -430,7 +450,7 @@ impl<L: LogReader> Group<L> {
         single.set_change_type(change_type);
         let mut change = ConfChangeV2 { context: context.into(), ..ConfChangeV2::default() };
         change.set_changes(vec![single].into());
-        let refused = if !self.leads {
+        let refused = if !self.leads() {
             Some(Refused::NotLeader)
         } else if self.raw.raft.has_pending_conf() {
             Some(Refused::Configuration("another change of the configuration is under way"))
@@ -510,12 +530,8 @@ impl<L: LogReader> Group<L> {
     fn apply(&mut self, entry: Entry, kv: &dyn Kv, batch: &mut WriteBatch) -> Result<(), KvError> {
         let (index, term) = (entry.index, entry.term);
         let reply = match entry.entry_type {
-            EntryType::EntryNormal if entry.data.is_empty() => {
-                if term == self.raw.raft.term && self.raw.raft.state == StateRole::Leader {
-                    self.term_began = Some(index);
-                }
-                Reply::Done
-            }
+            // the entry with which a leader begins its term
+            EntryType::EntryNormal if entry.data.is_empty() => Reply::Done,
             EntryType::EntryNormal => {
                 let mut txn = Txn::new(self.id, kv, batch);
                 let command = Command::decode(entry.data)
@@ -538,7 +554,8 @@ impl<L: LogReader> Group<L> {
                 Reply::Done
             }
         };
-        self.applied = Applied { index, term };
+        let began = if term == self.applied.term { self.applied.began } else { index };
+        self.applied = Applied { index, term, began };
         while self.waiting.front().is_some_and(|waiting| waiting.index <= index) {
             let Some(waiting) = self.waiting.pop_front() else { break };
             let ours = waiting.index == index && waiting.term == term;
@@ -576,7 +593,9 @@ impl<L: LogReader> Group<L> {
         };
         let mut txn = Txn::new(self.id, kv, batch);
         txn.put(txn.keys.one(Table::Configuration), &configuration);
+        self.met.retain(|id, _| !configuration.replicas.iter().any(|replica| replica.id == *id));
         self.configuration = Arc::new(configuration);
+        self.changed = true;
         self.raw.mut_store().set_conf_state(state);
         Ok(())
     }
@@ -599,7 +618,6 @@ impl<L: LogReader> Group<L> {
     fn notice_role(&mut self) {
         let leader = self.raw.raft.state == StateRole::Leader;
         if !leader {
-            self.term_began = None;
             let waiting = std::mem::take(&mut self.waiting);
             for waiting in waiting {
                 self.answer(waiting.tickets, Err(Refused::NotLeader));
@@ -609,7 +627,6 @@ impl<L: LogReader> Group<L> {
             let refused: Vec<_> = asked.chain(ready).collect();
             self.answer(refused, Err(Refused::NotLeader));
         }
-        self.leads = leader && self.term_began.is_some();
     }
 
     fn answer_reads(&mut self) {
@@ -617,6 +634,16 @@ impl<L: LogReader> Group<L> {
             let tickets = first.remove();
             self.answer(tickets, Ok(Reply::Done));
         }
+    }
+
+    /// A hard state that has to be on disk, synced, before anything else of [`Self::persisted`] is handed on: the
+    /// configuration has changed.
+    ///
+    /// A replica acts by the configuration that it has applied. If it forgot both that state and how far the log is
+    /// committed, it would start with an older configuration, and could win an election among too few. With the commit
+    /// index on disk it applies the change again before it may stand.
+    pub fn must_persist(&mut self) -> Option<HardState> {
+        std::mem::take(&mut self.changed).then(|| self.raw.store().hard_state().clone())
     }
 
     /// What has come out since the last call.

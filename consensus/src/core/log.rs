@@ -77,7 +77,7 @@ impl<L: LogReader> GroupLog<L> {
         self.conf_state = conf_state;
     }
 
-    fn from_tail(&self, index: u64) -> Option<usize> {
+    fn place_in_tail(&self, index: u64) -> Option<usize> {
         let first = self.tail.front()?.index;
         index.checked_sub(first).and_then(|at| usize::try_from(at).ok()).filter(|at| *at < self.tail.len())
     }
@@ -104,7 +104,7 @@ impl<L: LogReader> Storage for GroupLog<L> {
         _context: GetEntriesContext,
     ) -> raft::Result<Vec<Entry>> {
         let max = max_size.into();
-        let Some(from) = self.from_tail(low) else {
+        let Some(from) = self.place_in_tail(low) else {
             let stop = self.tail.front().map_or(high, |first| first.index.min(high));
             return self.reader.entries(self.group, low, stop, max).map_err(broken);
         };
@@ -127,7 +127,7 @@ impl<L: LogReader> Storage for GroupLog<L> {
         if index > self.last {
             return Err(raft::Error::Store(StorageError::Unavailable));
         }
-        if let Some(entry) = self.from_tail(index).and_then(|at| self.tail.get(at)) {
+        if let Some(entry) = self.place_in_tail(index).and_then(|at| self.tail.get(at)) {
             return Ok(entry.term);
         }
         let term = self.reader.term(self.group, index).map_err(broken)?;

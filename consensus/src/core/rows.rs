@@ -15,6 +15,9 @@ pub struct Applied {
     /// Its term.
     #[prost(uint64, tag = "2")]
     pub term: u64,
+    /// Index of the first entry of that term.
+    #[prost(uint64, tag = "3")]
+    pub began: u64,
 }
 
 /// The group's configuration as of the applied index.

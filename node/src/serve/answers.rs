@@ -23,6 +23,8 @@ type Answered = Result<Answer, WireError>;
 
 /// Records of activations listed unless said otherwise.
 const ACTIVATIONS: u32 = 50;
+/// Records of activations in one answer: with full logs, they still fit a frame.
+const MAX_ACTIVATIONS: u32 = 200;
 /// How long after it began to lead a catalog's leader waits for peers to make themselves known, before it places a
 /// group on fewer than wanted: two of their announcements.
 const SETTLE: Duration = Duration::from_secs(4);
@@ -284,7 +286,7 @@ async fn activations(node: &Node, ask: ActivationsAsk) -> Answered {
         return Err(node.not_leader(&status));
     }
     let view = group.view();
-    let limit = if ask.limit == 0 { ACTIVATIONS } else { ask.limit } as usize;
+    let limit = if ask.limit == 0 { ACTIVATIONS } else { ask.limit.min(MAX_ACTIVATIONS) } as usize;
     let mut records = Vec::new();
     for trigger in &status.spec.triggers {
         if !ask.trigger.is_empty() && trigger.info.name != ask.trigger {

@@ -38,7 +38,7 @@ pub async fn serve(node: Arc<Node>, peer: PeerId, mut stream: BoxStream) {
         return;
     }
     while let Some(batch) = read_frame::<RaftBatch>(&mut stream).await {
-        node.groups.receive(batch.messages);
+        node.groups.receive(peer, batch.messages);
     }
     tracing::debug!(%peer, "a stream of raft messages has ended");
 }

@@ -139,7 +139,7 @@ impl Driver {
                     self.dialing.insert(peer, id);
                 }
             }
-            Err(error) => answer(reply, Err(Error::unreachable(error.to_string()))),
+            Err(error) => answer(reply, Err(Error::unreachable(dial::reason(&error)))),
         }
     }
 
@@ -147,7 +147,7 @@ impl Driver {
         let (id, result) = match event {
             SwarmEvent::ConnectionEstablished { connection_id, peer_id, .. } => (connection_id, Ok(peer_id)),
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
-                (connection_id, Err(Error::unreachable(format!("no connection: {error}"))))
+                (connection_id, Err(Error::unreachable(format!("no connection: {}", dial::reason(&error)))))
             }
             SwarmEvent::ConnectionClosed { peer_id, cause, .. } => {
                 tracing::debug!(peer = %peer_id, ?cause, "connection closed");

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use canal_proto::log::{GroupSpec, Kind, TopicSpec};
 use canal_proto::peer::{RaftMessage, Replica, Seed};
-use canal_proto::{Code, GroupId, TopicId, WireError};
+use canal_proto::{Code, GroupId, PeerId, TopicId, WireError};
 use prost::Message as _;
 
 use super::client::{Client, TOPIC};
@@ -14,7 +14,7 @@ use super::oracle::{Check, Oracle, events_at};
 use super::rng::Rng;
 use super::{Sabotage, Setup};
 use crate::convert;
-use crate::core::group::{Group, Input, Origin, Output, Refused, Status, Ticket, Ticks};
+use crate::core::group::{Group, Input, Origin, Output, Persist, Refused, Status, Ticket, Ticks};
 use crate::core::keys::{Keys, Table, tail_number};
 use crate::core::kv::{Kv as _, WriteBatch};
 use crate::core::machine::Reply;
@@ -227,7 +227,8 @@ impl World {
             let wire = RaftMessage::decode(bytes.as_slice()).map_err(|e| e.to_string())?;
             // as the worker does it: what only a broken peer would send is not taken
             if let Ok(message) = convert::from_wire(wire) {
-                self.nodes[to].inbox.push(Input::Message(Box::new(message)));
+                let sender = PeerId::from_public_key([u8::try_from(from).unwrap(); 32]);
+                self.nodes[to].inbox.push(Input::Message(sender, Box::new(message)));
             }
         }
         self.act();
@@ -354,6 +355,10 @@ impl World {
         let Some(group) = &mut node.group else { return Ok(()) };
         let mut batch = WriteBatch::default();
         group.persisted(&node.state.kv, &mut batch).map_err(|e| e.0)?;
+        if let Some(hard_state) = group.must_persist() {
+            let persist = Persist { entries: Vec::new(), hard_state: Some(hard_state), sync: true };
+            node.log.write(persist, self.setup.sabotage != Sabotage::LyingDisks);
+        }
         if self.rng.chance(self.faults.crash_in_turn) {
             self.crash(peer);
             return Ok(());

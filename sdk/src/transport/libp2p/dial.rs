@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use canal_proto::{Code, PeerId};
+use libp2p::core::transport::TransportError;
+use libp2p::swarm::DialError;
 use libp2p::{Multiaddr, StreamProtocol};
 use libp2p_stream::{Control, OpenStreamError};
 use tokio::time::timeout;
@@ -76,4 +78,29 @@ async fn reach(swarm: &impl Dial, peer: Option<PeerId>, addresses: &[String]) ->
         }
     }
     Err(problem)
+}
+
+/// Why a dial failed, for people: each address with the innermost cause, without the layers around it.
+pub fn reason(error: &DialError) -> String {
+    match error {
+        DialError::Transport(tried) if !tried.is_empty() => {
+            let one = |(address, error): &(Multiaddr, TransportError<std::io::Error>)| match error {
+                TransportError::MultiaddrNotSupported(_) => format!("{address}: only QUIC over UDP is spoken"),
+                TransportError::Other(error) => format!("{address}: {}", innermost(error)),
+            };
+            tried.iter().map(one).collect::<Vec<_>>().join("; ")
+        }
+        DialError::NoAddresses => "no address is known".to_owned(),
+        DialError::WrongPeerId { obtained, .. } => format!("another peer answers there: {obtained}"),
+        error => error.to_string(),
+    }
+}
+
+fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    // some layers print what they wrap behind a colon, and have no source
+    cause.to_string().rsplit(": ").next().unwrap_or_default().trim_end_matches(['.', ')', ']']).to_owned()
 }
