@@ -78,10 +78,13 @@ fn apply_one(
             return Ok((OutcomeResult::Conflict, Some(cursor)));
         }
     }
+    if !cursor.apply(outcome) {
+        // of a disposition that is none: without the cursor's move, its effects could be applied again
+        return Ok((OutcomeResult::Obsolete, Some(cursor)));
+    }
     append_local(txn, place, part, &local, effects)?;
     outbox::put(txn, &remote, effects)?;
     write(txn, &outcome.bucket, &outcome.writes);
-    cursor.apply(outcome);
     txn.put(key, &cursor);
     record(txn, outcome)?;
     Ok((OutcomeResult::Applied, Some(cursor)))
