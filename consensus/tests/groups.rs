@@ -311,7 +311,7 @@ async fn nothing_acknowledged_is_gone_when_all_stop_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_grows_from_one_to_three_and_outlives_its_first() {
+async fn a_group_grows_from_one_to_three_and_goes_on_without_its_first() {
     within(async {
         let mut mesh = Mesh::new(3);
         let first = [replica(1, 1)];
@@ -345,6 +345,15 @@ async fn a_group_grows_from_one_to_three_and_outlives_its_first() {
         }
         mesh.settled().await;
         [2, 3].into_iter().for_each(|n| mesh.assert_holds(n, 40));
+        // the first, above all, must not believe that it is still alone
+        mesh.stop(&[2, 3]);
+        for n in 1..=3 {
+            mesh.start(n).unwrap();
+            assert_eq!(mesh.group(n).status().configuration.voters.len(), 3, "peer {n}");
+        }
+        assert_eq!(mesh.publish(41).await.offset, Some(40));
+        mesh.settled().await;
+        (1..=3).for_each(|n| mesh.assert_holds(n, 41));
     })
     .await;
 }

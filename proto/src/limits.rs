@@ -40,7 +40,8 @@ pub const MAX_ROUTE_RECORD: usize = 8 << 10;
 /// Addresses told of one peer.
 pub const MAX_ADDRESSES: usize = 8;
 /// Latest sequences of a producer whose offsets are remembered, so that a retry gets its first receipt again;
-/// the bound of a publisher's window. Older retries are recognised too, but their receipt names no offset.
+/// the bound of a publisher's window. Older retries are recognised too, but their receipt names no offset. (So are those
+/// before the latest 256 stretches of consecutive offsets: a request is one, and few are on their way at a time.)
 pub const RECEIPT_WINDOW: u64 = 4096;
 /// Offsets that may be done above a trigger's low watermark (events parked for a retry hold the watermark).
 pub const MAX_CURSOR_GAP: u64 = 1024;

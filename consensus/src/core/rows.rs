@@ -112,8 +112,8 @@ impl Producer {
             _ => self.runs.push(Run { sequence, offset, count }),
         }
         let oldest = self.last.saturating_sub(RECEIPT_WINDOW);
-        let forgotten = self.runs.iter().take_while(|run| run.sequence + run.count <= oldest + 1).count();
-        self.runs.drain(..forgotten);
+        let outside = self.runs.iter().take_while(|run| run.sequence + run.count <= oldest + 1).count();
+        self.runs.drain(..outside.max(self.runs.len().saturating_sub(MAX_RUNS)));
     }
 
     /// Offset of a sequence that was appended, and how many sequences follow on from it at the following offsets.
@@ -124,6 +124,10 @@ impl Producer {
             .map(|run| (run.offset + (sequence - run.sequence), run.sequence + run.count - sequence))
     }
 }
+
+/// Runs remembered of a producer. The row is written with each of its publishes, so it has to stay small; a publisher has
+/// far fewer requests on their way than this, and each is one run.
+pub const MAX_RUNS: usize = 256;
 
 /// An effect that waits to be delivered to another group.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -178,11 +182,14 @@ mod tests {
         assert_eq!(producer.find(5), Some((14, 1)));
         assert_eq!(producer.find(6), Some((20, 1)));
         assert_eq!(producer.find(7), None);
-        for at in 0..RECEIPT_WINDOW {
+        for at in 0..MAX_RUNS as u64 {
             producer.note(100 + 2 * at, 1);
         }
         assert_eq!(producer.find(6), None);
         assert_eq!(producer.find(7), Some((100, 1)));
-        assert_eq!(producer.runs.len() as u64, RECEIPT_WINDOW);
+        assert_eq!(producer.runs.len(), MAX_RUNS);
+        producer.note(10_000, RECEIPT_WINDOW);
+        assert_eq!(producer.find(7), None);
+        assert_eq!(producer.runs.len(), 1);
     }
 }

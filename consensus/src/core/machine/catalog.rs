@@ -223,7 +223,9 @@ fn deploy(txn: &mut Txn<'_>, place: Place<'_>, now_ms: u64, ask: &FunctionInfo) 
     pieces.iter().for_each(|(_, piece)| {
         hasher.update(&piece.data);
     });
-    if hasher.finalize().as_bytes().as_slice() != ask.component.as_ref() {
+    // pieces are read back by their numbers
+    let whole = pieces.iter().zip(0u32..).all(|((key, _), number)| key.ends_with(&number.to_be_bytes()));
+    if pieces.is_empty() || !whole || hasher.finalize().as_bytes().as_slice() != ask.component.as_ref() {
         let message = "the component's pieces do not make its hash; send them all again, then deploy";
         return refuse(Code::BadComponent, message);
     }

@@ -1,10 +1,9 @@
 //! Published events.
 
-use canal_proto::limits::RECEIPT_WINDOW;
 use canal_proto::log::EndProducer;
 
 use super::*;
-use crate::core::rows::{Locator, Producer, Run};
+use crate::core::rows::{Locator, MAX_RUNS, Producer, Run};
 
 fn gap(expected: u64, sent: u64) -> Result<Receipt, WireError> {
     let message = format!("sequence {sent} skips; {expected} was expected: send again from there");
@@ -55,15 +54,16 @@ fn a_retry_covers_only_what_stands_at_consecutive_offsets() {
 
 #[test]
 fn a_retry_older_than_the_window_is_known_without_its_offset() {
+    const RUNS: u64 = MAX_RUNS as u64;
     let mut bench = Bench::with(&[(3, "a")], &[]);
     // as after turns with another producer, so that no two sequences stand together: sequence s at 2(s - 1)
-    let runs = (1..=RECEIPT_WINDOW).map(|sequence| Run { sequence, offset: 2 * (sequence - 1), count: 1 }).collect();
+    let runs = (1..=RUNS).map(|sequence| Run { sequence, offset: 2 * (sequence - 1), count: 1 }).collect();
     let key = keys().make(Table::Producers, &[&3u64.to_be_bytes(), &producer(1)]);
-    bench.put(key, &Producer { last: RECEIPT_WINDOW, runs });
-    let next = 2 * RECEIPT_WINDOW;
+    bench.put(key, &Producer { last: RUNS, runs });
+    let next = 2 * RUNS;
     bench.put(keys().topic_only(Table::Topics, TopicId(3)), &Topic { next, bytes: 0, producers: 1 });
     assert_eq!(bench.append(vec![item(3, 1, 1, 1)]), [receipt(2, Some(0), 1, true)]);
-    assert_eq!(bench.append(vec![item(3, 1, RECEIPT_WINDOW + 1, 1)]), [receipt(3, Some(next), 1, false)]);
+    assert_eq!(bench.append(vec![item(3, 1, RUNS + 1, 1)]), [receipt(3, Some(next), 1, false)]);
     assert_eq!(bench.append(vec![item(3, 1, 1, 1)]), [receipt(4, None, 1, true)]);
     // it covers what is forgotten; the next request gets an offset again
     assert_eq!(bench.append(vec![item(3, 1, 1, 3)]), [receipt(5, None, 1, true)]);
