@@ -373,7 +373,8 @@ impl Watch {
         self.status.borrow_and_update().clone()
     }
 
-    /// Returns when the status has changed since [`Self::now`]; `false` when the worker has stopped.
+    /// Returns when the status has changed since [`Self::now`]; `false` when nobody can change it any more. A worker that
+    /// has failed is told of by [`Handle::failed`], not here.
     pub async fn changed(&mut self) -> bool {
         self.status.changed().await.is_ok()
     }
