@@ -206,4 +206,21 @@ mod tests {
         drop(data);
         Data::open(dir.path()).unwrap();
     }
+
+    #[test]
+    fn the_files_are_pinned() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::open(dir.path()).unwrap();
+        let text = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        data.set_mesh("home", MeshId([1; 16])).unwrap();
+        assert_eq!(text("mesh.json"), "{\n  \"name\": \"home\",\n  \"id\": \"01010101010101010101010101010101\"\n}");
+        data.set_port("127.0.0.1:0", 4041).unwrap();
+        assert_eq!(text("ports.json"), "{\n  \"127.0.0.1:0\": 4041\n}");
+        data.set_known_peers(&["/ip4/127.0.0.1/udp/1/quic-v1".into()]).unwrap();
+        assert_eq!(text("known-peers.json"), "[\n  \"/ip4/127.0.0.1/udp/1/quic-v1\"\n]");
+        let peer = PeerId::from_public_key([0; 32]);
+        data.set_contact(peer, "home", &["/ip4/127.0.0.1/udp/1/quic-v1".into()]).unwrap();
+        let want = "{\n  \"peer\": \"12D3KooW9pNAk8aiBuGVQtWRdbkLmo5qVL3e2h5UxbN2Nz9ttwiw\",\n  \"mesh\": \"home\",\n  \"addresses\": [\n    \"/ip4/127.0.0.1/udp/1/quic-v1\"\n  ]\n}";
+        assert_eq!(text("peer.json"), want);
+    }
 }
