@@ -8,13 +8,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use canal_proto::limits::{MAX_ENTRY, MAX_REPLICAS};
 use canal_proto::log::{Append, AppendItem, Command, GroupSpec, Kind};
 use canal_proto::peer::{Replica, Seed};
-use canal_proto::{GroupId, MeshId, PeerId};
+use canal_proto::{GroupId, MeshId};
 use prost::Message as _;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message};
+use raft::eraftpb::{ConfState, Entry, EntryType, Message};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
 
 use super::keys::{Keys, Table};
@@ -23,7 +22,11 @@ use super::log::{GroupLog, LogReader};
 use super::machine::{self, Effect, Place, Reply};
 use super::rows::{Applied, Configuration, Counter};
 use super::txn::Txn;
-use crate::convert;
+
+mod membership;
+mod types;
+
+pub use types::{Input, Origin, Output, Persist, Refused, Status, Ticket, Ticks};
 
 /// Bytes of append items that are put into one entry: an entry is sent, synced and applied as a whole.
 const BATCH_BYTES: usize = 1 << 20;
@@ -39,126 +42,6 @@ const MAX_APPLY: u64 = 4 << 20;
 const MAX_MET: usize = 2 * MAX_REPLICAS;
 /// How many ticks lie between the election timeouts of two replicas, at the most.
 const ELECTION_SPREAD: usize = 10;
-
-/// How a replica counts time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ticks {
-    /// Ticks without a leader before a replica stands for election, at least.
-    pub election: usize,
-    /// Ticks between a leader's heartbeats.
-    pub heartbeat: usize,
-}
-
-/// What a replica begins with: as persisted, or as new.
-pub struct Origin<L> {
-    /// What it was created with.
-    pub seed: Seed,
-    /// Reads its entries.
-    pub reader: L,
-    /// Its hard state.
-    pub hard_state: HardState,
-    /// Index of the last entry in its log.
-    pub last: u64,
-}
-
-/// Names a request until it is answered.
-pub type Ticket = u64;
-
-/// What a replica is told.
-#[derive(Debug)]
-pub enum Input {
-    /// Time passed.
-    Tick,
-    /// A replica on this peer sent this.
-    Message(PeerId, Box<Message>),
-    /// Publish these.
-    Append(Ticket, AppendItem),
-    /// Propose this.
-    Propose(Ticket, Kind),
-    /// Confirm that a read now sees everything that was acknowledged before.
-    Read(Ticket),
-    /// Add a replica, which learns but does not vote; its id is chosen here.
-    AddLearner(Ticket, Replica),
-    /// Let a learner vote.
-    Promote(Ticket, u64),
-    /// Hand leadership to this replica.
-    Transfer(u64),
-    /// This replica could not be reached.
-    Unreachable(u64),
-    /// Stand for election now.
-    Campaign,
-}
-
-/// Why a request was not taken, or was given up.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refused {
-    /// This replica does not lead, or no longer: it may or may not have taken effect.
-    #[error("not the leader")]
-    NotLeader,
-    /// Too much waits to be committed.
-    #[error("too much waits to be committed; try again")]
-    Busy,
-    /// It does not fit an entry.
-    #[error("{0} bytes do not fit an entry of {MAX_ENTRY}")]
-    TooLarge(usize),
-    /// A change of the configuration that can't be made now.
-    #[error("{0}")]
-    Configuration(&'static str),
-}
-
-/// What a replica wants.
-#[derive(Debug)]
-pub enum Output {
-    /// Send to the replicas they are addressed to.
-    Send(Vec<Message>),
-    /// Answer a proposal.
-    Reply(Ticket, Result<Reply, Refused>),
-    /// Something was applied.
-    Effect(Effect),
-}
-
-/// What has to be on disk before the turn goes on.
-#[derive(Debug, Default)]
-pub struct Persist {
-    /// Entries to append; what stands at their indexes and behind is overwritten.
-    pub entries: Vec<Entry>,
-    /// The hard state, when it changed.
-    pub hard_state: Option<HardState>,
-    /// Whether it has to be synced.
-    pub sync: bool,
-}
-
-/// How a replica stands.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Status {
-    /// The group.
-    pub group: GroupId,
-    /// This replica's id.
-    pub replica: u64,
-    /// It leads, and has applied everything that was committed before its term.
-    pub leads: bool,
-    /// Term.
-    pub term: u64,
-    /// The leader, 0 when unknown.
-    pub leader: u64,
-    /// Index of the last committed entry.
-    pub committed: u64,
-    /// Index of the last applied entry.
-    pub applied: u64,
-    /// Index of the last entry.
-    pub last: u64,
-    /// Epoch of the route ([`canal_proto::route::RouteRecord::epoch`]).
-    pub epoch: u64,
-    /// The configuration.
-    pub configuration: Arc<Configuration>,
-    /// The spec.
-    pub spec: Arc<GroupSpec>,
-    /// Effects in the outbox.
-    pub outbox: u64,
-    /// On the leader: the last index that each replica is known to have.
-    pub matched: BTreeMap<u64, u64>,
-}
 
 /// A replica.
 pub struct Group<L: LogReader> {
@@ -363,15 +246,6 @@ impl<L: LogReader> Group<L> {
         }
     }
 
-    /// Remembers where a replica is that the configuration does not name yet: one that is still without the log knows
-    /// only the group's first replicas, and must be able to answer a leader that came later.
-    fn meet(&mut self, peer: PeerId, id: u64) {
-        let known = self.configuration.replicas.iter().any(|replica| replica.id == id);
-        if !known && (self.met.len() < MAX_MET || self.met.contains_key(&id)) {
-            self.met.insert(id, Replica { id, peer: peer.to_vec(), addresses: Vec::new() });
-        }
-    }
-
     fn propose(&mut self, tickets: Vec<Ticket>, command: Command) {
         let data = command.encode_to_vec();
         let refused = if data.len() > MAX_ENTRY {
@@ -424,40 +298,6 @@ impl<L: LogReader> Group<L> {
     fn propose_appends(&mut self, tickets: &mut Vec<Ticket>, items: &mut Vec<AppendItem>, now_ms: u64) {
         let kind = Some(Kind::Append(Append { items: std::mem::take(items) }));
         self.propose(std::mem::take(tickets), Command { time_ms: now_ms, kind });
-    }
-
-    fn add_learner(&mut self, ticket: Ticket, mut replica: Replica) {
-        if self.configuration.replicas.iter().any(|held| held.peer == replica.peer) {
-            let refused = Refused::Configuration("the peer holds a replica already");
-            return self.outputs.push(Output::Reply(ticket, Err(refused)));
-        }
-        replica.id = self.configuration.last_id + 1;
-        let context = replica.encode_to_vec();
-        self.change(ticket, ConfChangeType::AddLearnerNode, replica.id, context);
-    }
-
-    fn promote(&mut self, ticket: Ticket, id: u64) {
-        if self.configuration.learners.contains(&id) {
-            self.change(ticket, ConfChangeType::AddNode, id, Vec::new());
-        } else {
-            let refused = Refused::Configuration("there is no such learner");
-            self.outputs.push(Output::Reply(ticket, Err(refused)));
-        }
-    }
-
-    fn change(&mut self, ticket: Ticket, change_type: ConfChangeType, id: u64, context: Vec<u8>) {
-        let mut single = ConfChangeSingle { node_id: id, ..ConfChangeSingle::default() };
-        single.set_change_type(change_type);
-        let mut change = ConfChangeV2 { context: context.into(), ..ConfChangeV2::default() };
-        change.set_changes(vec![single].into());
-        let refused = if !self.leads() {
-            Some(Refused::NotLeader)
-        } else if self.raw.raft.has_pending_conf() {
-            Some(Refused::Configuration("another change of the configuration is under way"))
-        } else {
-            self.raw.propose_conf_change(Vec::new(), change).err().map(|_| Refused::NotLeader)
-        };
-        self.wait_for_last(vec![ticket], refused);
     }
 
     /// Ends the first half of a turn: what to persist, if anything. Take [`Self::take_outputs`] right after it: these
@@ -564,42 +404,6 @@ impl<L: LogReader> Group<L> {
         Ok(())
     }
 
-    fn apply_change(&mut self, index: u64, data: Bytes, kv: &dyn Kv, batch: &mut WriteBatch) -> Result<(), KvError> {
-        let broken = |e: String| KvError(format!("group {}: entry {index}: {e}", self.id));
-        let change = convert::conf_change(data).map_err(|e| broken(e.to_string()))?;
-        let state = self.raw.apply_conf_change(&change).map_err(|e| broken(e.to_string()))?;
-        let mut replicas = self.configuration.replicas.clone();
-        if let Ok(replica) = Replica::decode(change.context.clone())
-            && replica.id != 0
-            && !replicas.iter().any(|held| held.id == replica.id)
-        {
-            replicas.push(replica);
-        }
-        replicas.retain(|replica| {
-            state.voters.contains(&replica.id)
-                || state.learners.contains(&replica.id)
-                || state.voters_outgoing.contains(&replica.id)
-        });
-        let last_id = replicas.iter().map(|replica| replica.id).max().unwrap_or_default();
-        let configuration = Configuration {
-            voters: state.voters.clone(),
-            learners: state.learners.clone(),
-            voters_outgoing: state.voters_outgoing.clone(),
-            learners_next: state.learners_next.clone(),
-            auto_leave: state.auto_leave,
-            index,
-            replicas,
-            last_id: last_id.max(self.configuration.last_id),
-        };
-        let mut txn = Txn::new(self.id, kv, batch);
-        txn.put(txn.keys.one(Table::Configuration), &configuration);
-        self.met.retain(|id, _| !configuration.replicas.iter().any(|replica| replica.id == *id));
-        self.configuration = Arc::new(configuration);
-        self.changed = true;
-        self.raw.mut_store().set_conf_state(state);
-        Ok(())
-    }
-
     fn answer(&mut self, tickets: Vec<Ticket>, reply: Result<Reply, Refused>) {
         match (reply, tickets.as_slice()) {
             (Ok(Reply::Appended(results)), tickets) if tickets.len() == results.len() => {
@@ -634,16 +438,6 @@ impl<L: LogReader> Group<L> {
             let tickets = first.remove();
             self.answer(tickets, Ok(Reply::Done));
         }
-    }
-
-    /// A hard state that has to be on disk, synced, before anything else of [`Self::persisted`] is handed on: the
-    /// configuration has changed.
-    ///
-    /// A replica acts by the configuration that it has applied. If it forgot both that state and how far the log is
-    /// committed, it would start with an older configuration, and could win an election among too few. With the commit
-    /// index on disk it applies the change again before it may stand.
-    pub fn must_persist(&mut self) -> Option<HardState> {
-        std::mem::take(&mut self.changed).then(|| self.raw.store().hard_state().clone())
     }
 
     /// What has come out since the last call.
