@@ -27,6 +27,7 @@ pub fn to_wire(mut message: Message) -> RaftMessage {
         request_snapshot: message.request_snapshot,
         commit_term: message.commit_term,
         priority: message.priority,
+        ..RaftMessage::default()
     }
 }
 

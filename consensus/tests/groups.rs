@@ -188,7 +188,7 @@ impl Mesh {
 
     /// Proposes the topic until a leader has taken it; a spec that is applied twice does no harm.
     async fn host_topic(&self) {
-        let topics = vec![TopicSpec { id: TOPIC.0, name: "t".into() }];
+        let topics = vec![TopicSpec { id: TOPIC.0, name: "t".into(), ..TopicSpec::default() }];
         let spec = GroupSpec { version: 1, topics, ..GroupSpec::default() };
         loop {
             let leader = self.leader().await;

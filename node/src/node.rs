@@ -153,6 +153,7 @@ impl Node {
             leads: u32::try_from(leads).unwrap_or(u32::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             heard_ms_ago: 0,
+            ..PeerInfo::default()
         }
     }
 

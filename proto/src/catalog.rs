@@ -6,6 +6,35 @@ use crate::log::FunctionLimits;
 use crate::name::{Pattern, TopicName};
 use crate::peer::Replica;
 
+/// How long a topic's events are kept. Whatever is exceeded first lets go of the oldest; zero: no bound.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Retention {
+    /// Events.
+    #[prost(uint64, tag = "1")]
+    pub events: u64,
+    /// Bytes of payload.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// Milliseconds since an event's time.
+    #[prost(uint64, tag = "3")]
+    pub age_ms: u64,
+}
+
+/// Where a group's replicas should be. What can't be had is done without: a group keeps its number of replicas before
+/// it keeps to a tier or a label.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Placement {
+    /// Peers of this tier first; see [`crate::peer::Tier`].
+    #[prost(enumeration = "crate::peer::Tier", optional, tag = "1")]
+    pub tier: Option<i32>,
+    /// Peers with all these labels first.
+    #[prost(message, repeated, tag = "2")]
+    pub labels: Vec<crate::peer::Label>,
+    /// These peers before any other, by public key: for people who know better.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub pinned: Vec<Bytes>,
+}
+
 /// A topic as the catalog has it.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct TopicInfo {
@@ -24,6 +53,9 @@ pub struct TopicInfo {
     /// When it was created, in milliseconds since 1970-01-01 UTC.
     #[prost(uint64, tag = "5")]
     pub created_ms: u64,
+    /// How long events are kept; absent: for ever.
+    #[prost(message, optional, tag = "6")]
+    pub retention: Option<Retention>,
 }
 
 /// A group as the catalog has it.
@@ -47,6 +79,9 @@ pub struct GroupInfo {
     /// Index of the last catalog entry that changed what the group hosts.
     #[prost(uint64, tag = "6")]
     pub spec_version: u64,
+    /// Where its replicas should be.
+    #[prost(message, optional, tag = "7")]
+    pub placement: Option<Placement>,
 }
 
 /// A function as the catalog has it.
@@ -144,7 +179,7 @@ impl TriggerInfo {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CatalogCommand {
     /// What changes.
-    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Change", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11")]
     pub change: Option<Change>,
     /// Where a group that has to be created for it begins. Filled in by the catalog's leader.
     #[prost(message, repeated, tag = "15")]
@@ -181,6 +216,37 @@ pub enum Change {
     /// All first replicas of a group exist.
     #[prost(uint64, tag = "9")]
     GroupActive(u64),
+    /// Changes a topic.
+    #[prost(message, tag = "10")]
+    SetTopic(SetTopic),
+    /// Changes a group.
+    #[prost(message, tag = "11")]
+    SetGroup(SetGroup),
+}
+
+/// Changes a topic.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SetTopic {
+    /// Name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// How long events are kept from now on; absent: as before.
+    #[prost(message, optional, tag = "2")]
+    pub retention: Option<Retention>,
+}
+
+/// Changes a group.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SetGroup {
+    /// The group's id.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// Replicas wanted; 0: as before.
+    #[prost(uint32, tag = "2")]
+    pub replicas: u32,
+    /// Where its replicas should be; absent: as before.
+    #[prost(message, optional, tag = "3")]
+    pub placement: Option<Placement>,
 }
 
 /// Creates a topic.
@@ -195,6 +261,12 @@ pub struct CreateTopic {
     /// Replicas wanted. Zero: 3, or what the group has.
     #[prost(uint32, tag = "3")]
     pub replicas: u32,
+    /// How long events are kept; absent: for ever.
+    #[prost(message, optional, tag = "4")]
+    pub retention: Option<Retention>,
+    /// Where the replicas of a group that is created for it should be.
+    #[prost(message, optional, tag = "5")]
+    pub placement: Option<Placement>,
 }
 
 /// A piece of a component.

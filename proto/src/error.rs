@@ -51,6 +51,15 @@ pub enum Code {
     OutOfRange = 20,
     /// The peer is shutting down.
     Stopping = 21,
+    /// The topic remembers as many producers as it may: no new one is taken until some end.
+    TooManyProducers = 22,
+    /// A durable subscription was opened elsewhere under the same name: this one ends.
+    TakenOver = 23,
+    /// The other side's disk is older than what was seen of it: it has forgotten what it promised, and takes no part
+    /// until it has begun anew.
+    Forgotten = 24,
+    /// No durable subscription of this name.
+    UnknownSubscription = 25,
 }
 
 impl Code {

@@ -122,7 +122,7 @@ fn an_outcome() {
 fn a_spec() {
     let spec = GroupSpec {
         version: 1,
-        topics: vec![TopicSpec { id: 2, name: "t".into() }],
+        topics: vec![TopicSpec { id: 2, name: "t".into(), ..TopicSpec::default() }],
         triggers: vec![TriggerSpec {
             info: trigger(),
             component: Bytes::from_static(&[1; 2]),
@@ -130,6 +130,7 @@ fn a_spec() {
             dead: target(),
         }],
         replicas: 3,
+        ..GroupSpec::default()
     };
     pinned(
         &Command { time_ms: 1, kind: Some(Kind::Spec(spec)) },
@@ -151,7 +152,7 @@ fn small_commands() {
 #[test]
 fn changes_of_the_catalog() {
     let change = |change| CatalogCommand { change: Some(change), placement: vec![replica()] };
-    let create = CreateTopic { name: "t".into(), group: "g".into(), replicas: 3 };
+    let create = CreateTopic { name: "t".into(), group: "g".into(), replicas: 3, ..CreateTopic::default() };
     pinned(&change(Change::CreateTopic(create)), "0a080a017412016718037a0a0802120207071a022f61");
     pinned(&change(Change::RemoveTopic("t".into())), "1201747a0a0802120207071a022f61");
     let chunk = BlobChunk { hash: Bytes::from_static(&[1; 2]), number: 1, data: Bytes::from_static(b"d") };
@@ -177,10 +178,18 @@ fn function() -> FunctionInfo {
 
 #[test]
 fn rows_of_the_catalog() {
-    let topic = TopicInfo { id: 1, name: "t".into(), group: 2, group_name: "g".into(), created_ms: 3 };
+    let topic =
+        TopicInfo { id: 1, name: "t".into(), group: 2, group_name: "g".into(), created_ms: 3, ..TopicInfo::default() };
     pinned(&topic, "080112017418022201672803");
-    let group =
-        GroupInfo { id: 1, name: "g".into(), replicas: 3, first: vec![replica()], active: true, spec_version: 4 };
+    let group = GroupInfo {
+        id: 1,
+        name: "g".into(),
+        replicas: 3,
+        first: vec![replica()],
+        active: true,
+        spec_version: 4,
+        ..GroupInfo::default()
+    };
     pinned(&group, "08011201671803220a0802120207071a022f6128013004");
     pinned(&function(), "0a0166120201011802220808011002180320042803");
     pinned(&trigger(), "080112016e1a03612f2322016628013001380340094a0162500a");

@@ -51,5 +51,23 @@ pub const MAX_ACTIVATIONS: u64 = 1000;
 pub const MAX_ACTIVATION_LOG: usize = 8 << 10;
 /// Entries that may wait in one group's outbox; above it, the group's functions wait.
 pub const MAX_OUTBOX: u64 = 65_536;
+/// Producers that one topic remembers. Their rows are what makes a retry recognisable without a time window, so they
+/// are never dropped to make room: a new producer above the bound is refused until others end.
+pub const MAX_PRODUCERS: u64 = 100_000;
+/// Durable subscriptions of one topic.
+pub const MAX_SUBSCRIPTIONS: usize = 1024;
+/// Name of a durable subscription, in bytes.
+pub const MAX_SUBSCRIPTION_NAME: usize = 128;
+/// Records kept of the steps in which a group's replicas changed: the newest ones.
+pub const MAX_STEPS: u64 = 32;
+/// Peers that one peer knows descriptions of, beside those that it shares groups with. Enough to place replicas well,
+/// and no more in a mesh of a million.
+pub const MAX_KNOWN_PEERS: usize = 256;
+/// Descriptions in one exchange between two peers.
+pub const MAX_GOSSIP: usize = 32;
+/// Bytes in one answer to a [`crate::request::PieceAsk`].
+pub const MAX_PIECE: usize = 1 << 20;
+/// Segments in one `Seal`: a topic each, in one entry.
+pub const MAX_SEAL: usize = 4096;
 /// Events in one batch to a subscriber.
 pub const MAX_DELIVERY: usize = 256;

@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 
-use crate::catalog::{CatalogCommand, TriggerInfo};
+use crate::catalog::{CatalogCommand, Placement, Retention, TriggerInfo};
 use crate::event::Event;
 
 /// One entry.
@@ -15,7 +15,7 @@ pub struct Command {
     #[prost(uint64, tag = "1")]
     pub time_ms: u64,
     /// What to do.
-    #[prost(oneof = "Kind", tags = "2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "Kind", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12")]
     pub kind: Option<Kind>,
 }
 
@@ -43,6 +43,170 @@ pub enum Kind {
     /// Takes a producer's state away: it has all its receipts and will not come back.
     #[prost(message, tag = "8")]
     EndProducer(EndProducer),
+    /// Names the segments to which events have moved from the log.
+    #[prost(message, tag = "9")]
+    Seal(Seal),
+    /// Lets go of a topic's oldest events.
+    #[prost(message, tag = "10")]
+    Trim(Trim),
+    /// Opens, moves or removes a durable subscription.
+    #[prost(message, tag = "11")]
+    Subscription(SubscriptionChange),
+    /// Records a step in which the group's replicas changed.
+    #[prost(message, tag = "12")]
+    Step(Step),
+}
+
+/// The events of all entries up to one are in segments. Each replica makes the segments from its own log, and comes to
+/// the same bytes.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Seal {
+    /// Index of the last entry whose events are in segments.
+    #[prost(uint64, tag = "1")]
+    pub through: u64,
+    /// The new segments, by topic: at most one each. One that begins before the topic's sealed offset takes the place
+    /// of the last segment, whose events it begins with.
+    #[prost(message, repeated, tag = "2")]
+    pub segments: Vec<Segment>,
+}
+
+/// An immutable file with consecutive events of one topic.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Segment {
+    /// The topic.
+    #[prost(uint64, tag = "1")]
+    pub topic: u64,
+    /// Offset of its first event.
+    #[prost(uint64, tag = "2")]
+    pub first: u64,
+    /// Events.
+    #[prost(uint64, tag = "3")]
+    pub count: u64,
+    /// BLAKE3 of the file, 32 bytes.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub hash: Bytes,
+    /// Bytes of the file.
+    #[prost(uint64, tag = "5")]
+    pub size: u64,
+    /// Bytes of payload.
+    #[prost(uint64, tag = "6")]
+    pub payload: u64,
+    /// The latest time of its events, in milliseconds since 1970-01-01 UTC.
+    #[prost(uint64, tag = "7")]
+    pub last_ms: u64,
+}
+
+impl Segment {
+    /// Offset behind its last event.
+    pub fn end(&self) -> u64 {
+        self.first.saturating_add(self.count)
+    }
+}
+
+/// Lets go of a topic's oldest events.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Trim {
+    /// The topic.
+    #[prost(uint64, tag = "1")]
+    pub topic: u64,
+    /// All events before this offset.
+    #[prost(uint64, tag = "2")]
+    pub before: u64,
+}
+
+/// A change of a durable subscription.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SubscriptionChange {
+    /// The topic.
+    #[prost(uint64, tag = "1")]
+    pub topic: u64,
+    /// The subscription's name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// What changes.
+    #[prost(oneof = "SubscriptionOp", tags = "3, 4, 5")]
+    pub op: Option<SubscriptionOp>,
+}
+
+/// What changes in a durable subscription.
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub enum SubscriptionOp {
+    /// Opens it; the one who had it open loses it. A new one begins at this offset, or at the nearest that there is:
+    /// 0 is the oldest event, `u64::MAX` the next one.
+    #[prost(uint64, tag = "3")]
+    Open(u64),
+    /// Everything before an offset is handled.
+    #[prost(message, tag = "4")]
+    Advance(Advance),
+    /// Removes it.
+    #[prost(bool, tag = "5")]
+    Remove(bool),
+}
+
+/// Everything before an offset is handled.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Advance {
+    /// The session that the opening was answered with; refused when the subscription was opened again since.
+    #[prost(uint64, tag = "1")]
+    pub session: u64,
+    /// The offset that comes next. A lower one than is known changes nothing.
+    #[prost(uint64, tag = "2")]
+    pub next: u64,
+}
+
+/// A durable subscription, as it is stored and answered.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Subscription {
+    /// The topic.
+    #[prost(uint64, tag = "1")]
+    pub topic: u64,
+    /// Name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// The offset that comes next.
+    #[prost(uint64, tag = "3")]
+    pub next: u64,
+    /// Index of the entry that opened it last.
+    #[prost(uint64, tag = "4")]
+    pub session: u64,
+    /// When it was last opened or moved, in milliseconds since 1970-01-01 UTC.
+    #[prost(uint64, tag = "5")]
+    pub changed_ms: u64,
+}
+
+/// A step in which a group's replicas changed.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Step {
+    /// Number of the step in its group, from 1; set when it is applied.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    /// What was done: `joined`, `replaced`, `moved`, `removed`, `handed-over`.
+    #[prost(string, tag = "2")]
+    pub what: String,
+    /// The replica that came or now leads; 0 when none did.
+    #[prost(uint64, tag = "3")]
+    pub replica: u64,
+    /// Its peer.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub peer: Bytes,
+    /// The replica that went, or led before; 0 when none did.
+    #[prost(uint64, tag = "5")]
+    pub gone: u64,
+    /// Its peer.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub gone_peer: Bytes,
+    /// When the step began, in milliseconds since 1970-01-01 UTC.
+    #[prost(uint64, tag = "7")]
+    pub began_ms: u64,
+    /// When it was done.
+    #[prost(uint64, tag = "8")]
+    pub ended_ms: u64,
+    /// How long publishing stood still for it, in milliseconds.
+    #[prost(uint64, tag = "9")]
+    pub stood_still_ms: u64,
+    /// The event that tells of it, for the outbox.
+    #[prost(message, optional, tag = "10")]
+    pub report: Option<Emit>,
 }
 
 /// Published events, of any topics of the group, in the order in which they are appended.
@@ -298,6 +462,9 @@ pub struct GroupSpec {
     /// Replicas wanted.
     #[prost(uint32, tag = "4")]
     pub replicas: u32,
+    /// Where they should be.
+    #[prost(message, optional, tag = "5")]
+    pub placement: Option<Placement>,
 }
 
 /// A topic of a group.
@@ -309,6 +476,9 @@ pub struct TopicSpec {
     /// Name.
     #[prost(string, tag = "2")]
     pub name: String,
+    /// How long events are kept; absent: for ever.
+    #[prost(message, optional, tag = "3")]
+    pub retention: Option<Retention>,
 }
 
 /// A trigger as a group needs it.

@@ -111,6 +111,137 @@ pub struct PeerInfo {
     /// Milliseconds since it was last heard of, by whoever answers.
     #[prost(uint64, tag = "11")]
     pub heard_ms_ago: u64,
+    /// Processors in use, in thousandths of all of them.
+    #[prost(uint32, tag = "12")]
+    pub load: u32,
+    /// Where it stands in the space of round trips.
+    #[prost(message, optional, tag = "13")]
+    pub coordinate: Option<Coordinate>,
+    /// It is being emptied: it takes no new replicas, and those that it has move away.
+    #[prost(bool, tag = "14")]
+    pub draining: bool,
+    /// How many times it has started; a larger one replaces what is known of a smaller.
+    #[prost(uint64, tag = "15")]
+    pub boot: u64,
+    /// Number of this description since the start; a larger one replaces what is known of a smaller.
+    #[prost(uint64, tag = "16")]
+    pub revision: u64,
+}
+
+/// A network coordinate with height (Vivaldi; Dabek, Cox, Kaashoek, Morris, 2004, section 5.4): the distance of two
+/// estimates their round trip.
+#[derive(Clone, Copy, PartialEq, prost::Message)]
+pub struct Coordinate {
+    /// Milliseconds.
+    #[prost(double, tag = "1")]
+    pub x: f64,
+    /// Milliseconds.
+    #[prost(double, tag = "2")]
+    pub y: f64,
+    /// Milliseconds from the peer into the network.
+    #[prost(double, tag = "3")]
+    pub height: f64,
+    /// Estimated relative error: 1 knows nothing.
+    #[prost(double, tag = "4")]
+    pub error: f64,
+}
+
+/// Says who opens a stream of Raft messages, before the first of them.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RaftHello {
+    /// [`crate::request::VERSION`] of the sender.
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+    /// How many times the sender has started, by its own disk.
+    #[prost(uint64, tag = "2")]
+    pub boot: u64,
+    /// A random number of this start.
+    #[prost(uint64, tag = "3")]
+    pub nonce: u64,
+}
+
+/// Answers a [`RaftHello`].
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RaftVerdict {
+    /// Why no messages are taken, if they are not.
+    #[prost(message, optional, tag = "1")]
+    pub refused: Option<crate::error::WireError>,
+    /// With `Forgotten`: how many times the sender has started already, as far as is known here.
+    #[prost(uint64, tag = "2")]
+    pub boot: u64,
+}
+
+/// What a snapshot consists of: the data of a [`RaftSnapshot`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Manifest {
+    /// The group's rows as of the snapshot's index, in the order of their keys, cut in pieces.
+    #[prost(message, repeated, tag = "1")]
+    pub rows: Vec<Piece>,
+    /// The segments that the rows name.
+    #[prost(message, repeated, tag = "2")]
+    pub segments: Vec<Piece>,
+    /// The peer that has all of them.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub peer: Bytes,
+}
+
+/// A file by its content.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Piece {
+    /// BLAKE3 of it, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub hash: Bytes,
+    /// Bytes.
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+}
+
+/// Rows of a snapshot: the content of a piece.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Rows {
+    /// The rows; keys are without the group's id.
+    #[prost(message, repeated, tag = "1")]
+    pub rows: Vec<Row>,
+}
+
+/// A row.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Row {
+    /// Key.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: Bytes,
+    /// Value.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: Bytes,
+}
+
+/// `eraftpb.Snapshot`, with its metadata in it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RaftSnapshot {
+    /// A [`Manifest`].
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: Bytes,
+    /// Index of the last entry in it.
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+    /// Its term.
+    #[prost(uint64, tag = "3")]
+    pub term: u64,
+    /// Voters.
+    #[prost(uint64, repeated, tag = "4")]
+    pub voters: Vec<u64>,
+    /// Learners.
+    #[prost(uint64, repeated, tag = "5")]
+    pub learners: Vec<u64>,
+    /// Voters of the outgoing half of a joint configuration.
+    #[prost(uint64, repeated, tag = "6")]
+    pub voters_outgoing: Vec<u64>,
+    /// Learners once the outgoing half is gone.
+    #[prost(uint64, repeated, tag = "7")]
+    pub learners_next: Vec<u64>,
+    /// Whether Raft leaves the joint configuration by itself.
+    #[prost(bool, tag = "8")]
+    pub auto_leave: bool,
 }
 
 /// How a replica comes to life on a peer: enough to start with an empty log and the group's first configuration.
@@ -202,6 +333,9 @@ pub struct RaftMessage {
     /// Commit index.
     #[prost(uint64, tag = "8")]
     pub commit: u64,
+    /// Snapshot.
+    #[prost(message, optional, tag = "9")]
+    pub snapshot: Option<RaftSnapshot>,
     /// Rejected.
     #[prost(bool, tag = "10")]
     pub reject: bool,

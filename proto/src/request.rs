@@ -8,9 +8,10 @@
 use bytes::Bytes;
 
 use crate::catalog::{CatalogCommand, CatalogReply, FunctionInfo, GroupInfo, TopicInfo, TriggerInfo};
+use crate::catalog::{Placement, Retention};
 use crate::error::WireError;
 use crate::event::{Event, Receipt, Stored};
-use crate::log::{ActivationRecord, StateOp, StateWrite};
+use crate::log::{ActivationRecord, StateOp, StateWrite, Step, Subscription, SubscriptionChange};
 use crate::peer::{PeerInfo, Replica, Seed};
 
 /// Version of the requests and responses here. The first one is 1.
@@ -32,7 +33,10 @@ pub struct Request {
     #[prost(uint32, tag = "2")]
     pub deadline_ms: u32,
     /// What is asked.
-    #[prost(oneof = "Ask", tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21")]
+    #[prost(
+        oneof = "Ask",
+        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27"
+    )]
     pub ask: Option<Ask>,
 }
 
@@ -96,6 +100,94 @@ pub enum Ask {
     /// Asks the catalog's leader where a group may grow. Only between peers.
     #[prost(message, tag = "21")]
     Candidates(CandidatesAsk),
+    /// Exchanges descriptions of peers: some that the sender knows, its own first. Only between peers; answered with
+    /// some that the receiver knows, its own first.
+    #[prost(message, tag = "22")]
+    Gossip(Peers),
+    /// Removes a replica that its group has let go. Only between peers.
+    #[prost(message, tag = "23")]
+    RemoveReplica(RemoveReplica),
+    /// Reads part of a segment or of a snapshot. Only between peers.
+    #[prost(message, tag = "24")]
+    Piece(PieceAsk),
+    /// Changes a durable subscription. The group's leader answers.
+    #[prost(message, tag = "25")]
+    Subscription(SubscriptionAsk),
+    /// Lists the durable subscriptions of a topic. Any replica of its group answers.
+    #[prost(message, tag = "26")]
+    Subscriptions(TopicStatusAsk),
+    /// Begins to empty this peer, or gives that up.
+    #[prost(message, tag = "27")]
+    Drain(DrainAsk),
+}
+
+/// Removes a replica that its group has let go.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RemoveReplica {
+    /// The group.
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// The replica's id.
+    #[prost(uint64, tag = "2")]
+    pub replica: u64,
+}
+
+/// Reads part of a file that is named by its content.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct PieceAsk {
+    /// BLAKE3 of it, 32 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub hash: Bytes,
+    /// Where to begin.
+    #[prost(uint64, tag = "2")]
+    pub offset: u64,
+    /// Bytes at most; no more than [`crate::limits::MAX_PIECE`] are given.
+    #[prost(uint32, tag = "3")]
+    pub length: u32,
+}
+
+/// Part of a file.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct PieceData {
+    /// The bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub data: Bytes,
+    /// Bytes of the whole.
+    #[prost(uint64, tag = "2")]
+    pub size: u64,
+}
+
+/// Changes a durable subscription.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SubscriptionAsk {
+    /// Name of the topic.
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    /// The change; its topic id may be 0: whatever has the name.
+    #[prost(message, required, tag = "2")]
+    pub change: SubscriptionChange,
+}
+
+/// Durable subscriptions.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Subscriptions {
+    /// The subscriptions, by name.
+    #[prost(message, repeated, tag = "1")]
+    pub subscriptions: Vec<Subscription>,
+    /// Offset that the topic's next event will get.
+    #[prost(uint64, tag = "2")]
+    pub head: u64,
+    /// Offset of the topic's oldest event.
+    #[prost(uint64, tag = "3")]
+    pub oldest: u64,
+}
+
+/// Begins to empty a peer, or gives that up.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct DrainAsk {
+    /// Whether it is to be emptied.
+    #[prost(bool, tag = "1")]
+    pub on: bool,
 }
 
 /// Opens the conversation.
@@ -133,6 +225,12 @@ pub struct Welcome {
     /// The peer's addresses.
     #[prost(string, repeated, tag = "5")]
     pub addresses: Vec<String>,
+    /// How many times the peer has started, by its own disk; on a stream of Raft messages.
+    #[prost(uint64, tag = "6")]
+    pub boot: u64,
+    /// A random number of this start.
+    #[prost(uint64, tag = "7")]
+    pub nonce: u64,
 }
 
 /// Asks where something lives.
@@ -232,6 +330,27 @@ pub struct TopicStatus {
     /// Bytes of payload appended.
     #[prost(uint64, tag = "6")]
     pub bytes: u64,
+    /// Bytes of payload that are kept.
+    #[prost(uint64, tag = "7")]
+    pub kept_bytes: u64,
+    /// Events before this offset are in segments; later ones are in the log.
+    #[prost(uint64, tag = "8")]
+    pub sealed: u64,
+    /// Segments.
+    #[prost(uint64, tag = "9")]
+    pub segments: u64,
+    /// Bytes of their files.
+    #[prost(uint64, tag = "10")]
+    pub segment_bytes: u64,
+    /// How long events are kept.
+    #[prost(message, optional, tag = "11")]
+    pub retention: Option<Retention>,
+    /// The trigger that has yet to handle the oldest event, if retention waits for one.
+    #[prost(string, tag = "12")]
+    pub held_by: String,
+    /// Durable subscriptions.
+    #[prost(message, repeated, tag = "13")]
+    pub subscriptions: Vec<Subscription>,
 }
 
 /// Reads the catalog.
@@ -418,6 +537,24 @@ pub struct PeerStatus {
     /// Whether this peer has joined a mesh.
     #[prost(bool, tag = "6")]
     pub joined: bool,
+    /// Entries in the logs of all its replicas.
+    #[prost(uint64, tag = "7")]
+    pub log_entries: u64,
+    /// Their bytes.
+    #[prost(uint64, tag = "8")]
+    pub log_bytes: u64,
+    /// Segments kept.
+    #[prost(uint64, tag = "9")]
+    pub segments: u64,
+    /// Their bytes.
+    #[prost(uint64, tag = "10")]
+    pub segment_bytes: u64,
+    /// Bytes of events that came in for subscribers here from other peers.
+    #[prost(uint64, tag = "11")]
+    pub relayed_in: u64,
+    /// Bytes of these events that went out to subscribers.
+    #[prost(uint64, tag = "12")]
+    pub relayed_out: u64,
 }
 
 /// How a group stands, at the replica that answers.
@@ -471,6 +608,41 @@ pub struct GroupStatus {
     /// Lag of each trigger.
     #[prost(message, repeated, tag = "16")]
     pub triggers: Vec<TriggerLag>,
+    /// Index of the first entry in the log.
+    #[prost(uint64, tag = "17")]
+    pub first: u64,
+    /// Bytes of the log.
+    #[prost(uint64, tag = "18")]
+    pub log_bytes: u64,
+    /// The latest steps in which the replicas changed, the newest first.
+    #[prost(message, repeated, tag = "19")]
+    pub steps: Vec<Step>,
+    /// Where the replicas should be.
+    #[prost(message, optional, tag = "20")]
+    pub placement: Option<Placement>,
+    /// On the leader: how far each replica is.
+    #[prost(message, repeated, tag = "21")]
+    pub progress: Vec<ReplicaProgress>,
+    /// The step that is under way, for people; empty when there is none.
+    #[prost(string, tag = "22")]
+    pub under_way: String,
+}
+
+/// How far a replica is, as its leader knows it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ReplicaProgress {
+    /// The replica.
+    #[prost(uint64, tag = "1")]
+    pub replica: u64,
+    /// Index of the last entry that it is known to have.
+    #[prost(uint64, tag = "2")]
+    pub matched: u64,
+    /// Milliseconds since it was last heard of.
+    #[prost(uint64, tag = "3")]
+    pub silent_ms: u64,
+    /// It is being filled by a snapshot.
+    #[prost(bool, tag = "4")]
+    pub snapshot: bool,
 }
 
 /// How far a trigger is in a topic.
@@ -522,7 +694,7 @@ pub struct Response {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// The answer.
-    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
     pub answer: Option<Answer>,
 }
 
@@ -571,6 +743,15 @@ pub enum Answer {
     /// To [`Ask::PeerStatus`].
     #[prost(message, tag = "15")]
     PeerStatus(PeerStatus),
+    /// To [`Ask::Piece`].
+    #[prost(message, tag = "16")]
+    Piece(PieceData),
+    /// To [`Ask::Subscription`].
+    #[prost(message, tag = "17")]
+    Subscription(Subscription),
+    /// To [`Ask::Subscriptions`].
+    #[prost(message, tag = "18")]
+    Subscriptions(Subscriptions),
 }
 
 /// Nothing to say.
@@ -599,6 +780,38 @@ pub struct Subscribe {
     /// Where to begin.
     #[prost(oneof = "From", tags = "5, 6, 7")]
     pub from: Option<From>,
+    /// Name of a durable subscription, which goes on where it was; `from` says where a new one begins. Empty: none.
+    #[prost(string, tag = "8")]
+    pub durable: String,
+    /// Bytes of events that may be sent before more is granted. Zero: [`DEFAULT_CREDIT`].
+    #[prost(uint64, tag = "9")]
+    pub credit: u64,
+    /// The peer may fetch the events from a replica elsewhere. Without it, a peer that hosts no replica says `NotHere`.
+    #[prost(bool, tag = "10")]
+    pub relay: bool,
+}
+
+/// Bytes of events that a subscriber takes unless it says otherwise.
+pub const DEFAULT_CREDIT: u64 = 4 << 20;
+
+/// What a subscriber says after its [`Subscribe`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SubscriberFrame {
+    /// The content.
+    #[prost(oneof = "Say", tags = "1, 2")]
+    pub say: Option<Say>,
+}
+
+/// What a subscriber says.
+#[derive(Clone, PartialEq, Eq, prost::Oneof)]
+pub enum Say {
+    /// So many more bytes of events may be sent. An event costs its encoded length in [`Events`]; one that is larger than
+    /// what is left is sent when anything is left.
+    #[prost(uint64, tag = "1")]
+    Credit(u64),
+    /// Everything before this offset is handled (only of a durable subscription).
+    #[prost(uint64, tag = "2")]
+    Handled(u64),
 }
 
 /// Where a subscription begins.
@@ -619,7 +832,7 @@ pub enum From {
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Delivery {
     /// The content.
-    #[prost(oneof = "Content", tags = "1, 2, 3")]
+    #[prost(oneof = "Content", tags = "1, 2, 3, 4, 5")]
     pub content: Option<Content>,
 }
 
@@ -635,6 +848,23 @@ pub enum Content {
     /// Events, in order.
     #[prost(message, tag = "3")]
     Events(Events),
+    /// The subscription still stands; comes every second when nothing else does, and when credit runs out.
+    #[prost(message, tag = "4")]
+    Standing(Standing),
+    /// A durable subscription's cursor is committed at this offset.
+    #[prost(uint64, tag = "5")]
+    Handled(u64),
+}
+
+/// How a subscription stands.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Standing {
+    /// Offset of the event that will be sent next.
+    #[prost(uint64, tag = "1")]
+    pub next: u64,
+    /// Offset that the topic's next event will get, as this replica knows it: `head - next` events lag.
+    #[prost(uint64, tag = "2")]
+    pub head: u64,
 }
 
 /// The subscription stands.
@@ -649,6 +879,12 @@ pub struct Opened {
     /// Offset that the topic's next event will get, as this replica knows it.
     #[prost(uint64, tag = "3")]
     pub head: u64,
+    /// Offset of the oldest event that can be read.
+    #[prost(uint64, tag = "4")]
+    pub oldest: u64,
+    /// Of a durable subscription: its session.
+    #[prost(uint64, tag = "5")]
+    pub session: u64,
 }
 
 /// Events of a topic.
@@ -657,4 +893,7 @@ pub struct Events {
     /// The events, at consecutive offsets.
     #[prost(message, repeated, tag = "1")]
     pub events: Vec<Stored>,
+    /// Offset that the topic's next event will get, as this replica knows it.
+    #[prost(uint64, tag = "2")]
+    pub head: u64,
 }

@@ -48,7 +48,9 @@ impl Client {
             canal_proto::name::check_plain(&group)?;
         }
         let replicas = options.replicas.unwrap_or(0);
-        let reply = self.change(Change::CreateTopic(CreateTopic { name: name.into(), group, replicas })).await?;
+        let reply = self
+            .change(Change::CreateTopic(CreateTopic { name: name.into(), group, replicas, ..CreateTopic::default() }))
+            .await?;
         created(reply.topic, reply.existed, "a topic's creation")
     }
 

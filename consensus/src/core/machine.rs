@@ -101,6 +101,7 @@ pub fn apply(txn: &mut Txn<'_>, place: Place<'_>, command: &Command) -> Result<(
             effects.push(Effect::Catalog);
             Reply::Catalog(Box::new(result))
         }
+        Some(Kind::Seal(_) | Kind::Trim(_) | Kind::Subscription(_) | Kind::Step(_)) => Reply::Done,
         Some(Kind::EndProducer(end)) => {
             append::end_producer(txn, end)?;
             Reply::Done

@@ -329,8 +329,16 @@ mod tests {
             first: vec![replica(1)],
             active: true,
             spec_version: 9,
+            ..GroupInfo::default()
         };
-        let topic = TopicInfo { id: 1, name: "t".into(), group: 255, group_name: "g".into(), created_ms: 0 };
+        let topic = TopicInfo {
+            id: 1,
+            name: "t".into(),
+            group: 255,
+            group_name: "g".into(),
+            created_ms: 0,
+            ..TopicInfo::default()
+        };
         assert_eq!(
             groups_text(std::slice::from_ref(&group), std::slice::from_ref(&topic)),
             "NAME  ID                WANTED  TOPICS  STATE\ng     00000000000000ff       3       1  active\n"
@@ -361,8 +369,17 @@ mod tests {
             wanted: 3,
             spec_version: 6,
             outbox: 1,
-            topics: vec![TopicStatus { id: 7, group: 255, oldest: 0, next: 3, producers: 1, bytes: 12 }],
+            topics: vec![TopicStatus {
+                id: 7,
+                group: 255,
+                oldest: 0,
+                next: 3,
+                producers: 1,
+                bytes: 12,
+                ..TopicStatus::default()
+            }],
             triggers: vec![TriggerLag { trigger: "x".into(), topic: "t".into(), low: 2, waiting: 1, parked: 1 }],
+            ..GroupStatus::default()
         };
         let names = BTreeMap::from([(7, "t".to_owned())]);
         let (one, two) = (peer(1), peer(2));

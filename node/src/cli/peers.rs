@@ -190,6 +190,7 @@ mod tests {
             leads: 1,
             version: "0.1.0".into(),
             heard_ms_ago: 1500,
+            ..PeerInfo::default()
         }
     }
 
@@ -237,6 +238,7 @@ mod tests {
             records: 5,
             records_refused: 1,
             joined: true,
+            ..PeerStatus::default()
         };
         let text = status_text(&status);
         let id = PeerId::from_public_key([1; 32]).to_string();

@@ -171,6 +171,7 @@ mod tests {
             group: 255,
             group_name: "default".into(),
             created_ms: 1_767_225_600_000,
+            ..TopicInfo::default()
         }
     }
 
@@ -185,7 +186,8 @@ mod tests {
 
     #[test]
     fn a_topic_is_shown() {
-        let status = TopicStatus { id: 10, group: 255, oldest: 2, next: 7, producers: 1, bytes: 2048 };
+        let status =
+            TopicStatus { id: 10, group: 255, oldest: 2, next: 7, producers: 1, bytes: 2048, ..TopicStatus::default() };
         assert_eq!(
             info_text(&topic(), &status),
             "topic          plant/t\n\

@@ -55,6 +55,12 @@ pub async fn answer(node: &Node, peer: PeerId, between_peers: bool, ask: Ask) ->
         Ask::Announce(_) | Ask::CreateReplica(_) | Ask::ApplySpec(_) | Ask::Candidates(_) if !between_peers => {
             Err(WireError::new(Code::InvalidArgument, "only peers ask this of each other"))
         }
+        Ask::Gossip(_)
+        | Ask::RemoveReplica(_)
+        | Ask::Piece(_)
+        | Ask::Subscription(_)
+        | Ask::Subscriptions(_)
+        | Ask::Drain(_) => Err(internal("not built yet")),
         Ask::Announce(info) => announce(node, peer, info).await,
         Ask::CreateReplica(seed) => create_replica(node, seed).await,
         Ask::ApplySpec(ask) => apply_spec(node, ask).await,
@@ -106,6 +112,7 @@ fn status_of(group: &GroupHandle, topic: TopicId) -> Result<Option<TopicStatus>,
         next: row.next,
         producers: row.producers,
         bytes: row.bytes,
+        ..TopicStatus::default()
     }))
 }
 
@@ -353,6 +360,7 @@ fn full_status(group: &GroupHandle) -> Result<GroupStatus, WireError> {
         outbox: status.outbox,
         topics,
         triggers,
+        ..GroupStatus::default()
     })
 }
 
@@ -369,6 +377,7 @@ fn peer_status(node: &Node) -> Result<PeerStatus, WireError> {
         records: u32::try_from(routes.records()).unwrap_or(u32::MAX),
         records_refused: routes.refused().values().sum(),
         joined: node.joined.load(std::sync::atomic::Ordering::Relaxed),
+        ..PeerStatus::default()
     })
 }
 

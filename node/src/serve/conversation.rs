@@ -179,6 +179,7 @@ impl Conversation {
             mesh: Bytes::from(self.node.mesh.to_vec()),
             mesh_name: self.node.net.mesh().to_owned(),
             addresses: self.node.net.addresses(),
+            ..Welcome::default()
         })
     }
 

@@ -25,6 +25,7 @@ pub async fn serve(node: Arc<Node>, peer: PeerId, mut stream: BoxStream) {
         mesh: node.mesh.to_vec().into(),
         mesh_name: node.net.mesh().to_owned(),
         addresses: node.net.addresses(),
+        ..Welcome::default()
     };
     let mut bytes = BytesMut::new();
     if frame::encode(&welcome, &mut bytes).is_err() {

@@ -69,7 +69,7 @@ async fn deliver(node: &Node, ask: Subscribe, write: &mut WriteHalf<BoxStream>) 
         Some(From::Latest(_)) => head,
         Some(From::Earliest(_)) | None => 0,
     };
-    send(write, Content::Opened(Opened { topic: topic.0, next, head })).await?;
+    send(write, Content::Opened(Opened { topic: topic.0, next, head, ..Opened::default() })).await?;
     loop {
         watch.now();
         let Some(head) = group.head(topic) else { return Err(Some(unknown_topic(&ask.topic))) };
@@ -86,7 +86,7 @@ async fn deliver(node: &Node, ask: Subscribe, write: &mut WriteHalf<BoxStream>) 
             return Err(Some(WireError::new(Code::Internal, message)));
         };
         next = last.offset + 1;
-        send(write, Content::Events(Events { events })).await?;
+        send(write, Content::Events(Events { events, ..Events::default() })).await?;
     }
 }
 

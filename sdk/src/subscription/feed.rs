@@ -183,6 +183,7 @@ impl Feed {
             };
             let result = match content {
                 Content::Error(error) => return self.judge(error.into()),
+                Content::Standing(_) | Content::Handled(_) => Ok(()),
                 Content::Opened(stands) => self.on_opened(stands, opened),
                 Content::Events(events) => match self.accept(events.events) {
                     Ok(batch) if batch.is_empty() => Ok(()),
@@ -215,6 +216,7 @@ impl Feed {
             topic: self.topic.to_string(),
             topic_id: self.topic_id,
             from: Some(from),
+            ..Subscribe::default()
         };
         let mut bytes = BytesMut::new();
         frame::encode(&subscribe, &mut bytes)?;

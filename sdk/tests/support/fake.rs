@@ -247,7 +247,11 @@ impl Fake {
                     return;
                 }
             } else {
-                write(&mut stream, &Delivery { content: Some(Content::Events(Events { events })) }).await;
+                write(
+                    &mut stream,
+                    &Delivery { content: Some(Content::Events(Events { events, ..Events::default() })) },
+                )
+                .await;
             }
         }
     }
@@ -275,7 +279,14 @@ impl Mesh {
 
     fn info(&self, name: &str) -> TopicInfo {
         let group_name = "default".into();
-        TopicInfo { id: self.topics[name].id, name: name.into(), group: GROUP, group_name, created_ms: 1 }
+        TopicInfo {
+            id: self.topics[name].id,
+            name: name.into(),
+            group: GROUP,
+            group_name,
+            created_ms: 1,
+            ..TopicInfo::default()
+        }
     }
 
     fn open(&mut self, peer: u64, ask: &Subscribe) -> Result<Opened, WireError> {
@@ -294,7 +305,7 @@ impl Mesh {
             Some(From::Latest(_)) => head,
             _ => 0,
         };
-        Ok(Opened { topic: topic.id, next, head })
+        Ok(Opened { topic: topic.id, next, head, ..Opened::default() })
     }
 
     fn answer(&mut self, peer: u64, ask: Ask, behaviour: &Behaviour, peers: u64) -> Answer {
@@ -325,6 +336,7 @@ impl Mesh {
                 mesh: Bytes::from_static(&[1; 16]),
                 mesh_name: mesh_name.into(),
                 addresses: vec![format!("p{peer}")],
+                ..Welcome::default()
             }));
         }
         let resolve = matches!(ask, Ask::Resolve(_));

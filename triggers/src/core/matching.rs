@@ -46,7 +46,7 @@ mod tests {
         let topics: Vec<_> = ["a/x", "b", "$dead/all", "$dead/dead"]
             .into_iter()
             .zip(1..)
-            .map(|(name, id)| TopicSpec { id, name: name.into() })
+            .map(|(name, id)| TopicSpec { id, name: name.into(), ..TopicSpec::default() })
             .collect();
         let ids: BTreeMap<_, Vec<_>> =
             pairs(&triggers, &topics).into_iter().map(|(t, of)| (t, of.iter().map(|t| t.id).collect())).collect();

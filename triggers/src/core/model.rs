@@ -94,7 +94,7 @@ impl World {
             topics: ["a/x", "a/y", "b"]
                 .into_iter()
                 .zip([1, 2, 20])
-                .map(|(name, id)| (TopicSpec { id, name: name.into() }, Vec::new()))
+                .map(|(name, id)| (TopicSpec { id, name: name.into(), ..TopicSpec::default() }, Vec::new()))
                 .collect(),
             cursors: BTreeMap::new(),
             rows: BTreeMap::new(),

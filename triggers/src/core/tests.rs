@@ -32,7 +32,7 @@ fn spec(id: u64, name: &str, bucket: &str) -> TriggerSpec {
 }
 
 fn topic(id: u64) -> TopicSpec {
-    TopicSpec { id, name: format!("t{id}") }
+    TopicSpec { id, name: format!("t{id}"), ..TopicSpec::default() }
 }
 
 fn event(offset: u64, key: &'static str) -> Stored {

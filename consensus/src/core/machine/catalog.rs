@@ -62,6 +62,7 @@ pub(super) fn apply(txn: &mut Txn<'_>, place: Place<'_>, now_ms: u64, command: &
         Some(Change::RemoveTrigger(name)) => remove_trigger(txn, place, name),
         Some(Change::SetPaused(set)) => set_paused(txn, place, &set.trigger, set.paused),
         Some(Change::GroupActive(id)) => group_active(txn, GroupId(*id)),
+        Some(Change::SetTopic(_) | Change::SetGroup(_)) => refuse(Code::InvalidArgument, "not built yet"),
         None => refuse(Code::InvalidArgument, "a change that this version does not know; update the peer"),
     }
 }
@@ -121,6 +122,7 @@ fn ensure_topic(
         group: group.id,
         group_name: group.name.clone(),
         created_ms: now_ms,
+        ..TopicInfo::default()
     };
     txn.put(topic_key, &topic);
     let group = touch(txn, place, group);
@@ -172,6 +174,7 @@ fn ensure_group(
         first: first.iter().take(replicas as usize).cloned().collect(),
         active: false,
         spec_version: place.index,
+        ..GroupInfo::default()
     };
     txn.put_bytes(name_key, id.0.to_be_bytes().to_vec().into());
     txn.put(group_key(txn, id), &group);
@@ -307,6 +310,7 @@ fn create_trigger(txn: &mut Txn<'_>, place: Place<'_>, now_ms: u64, ask: &Trigge
         name: TopicName::dead_letters(&trigger.name),
         group: beside.map(|topic| topic.group_name).unwrap_or_default(),
         replicas: 0,
+        ..CreateTopic::default()
     };
     let old_dead = txn.get::<TopicInfo>(&txn.keys.make(Table::CatalogTopics, &[dead.name.as_bytes()]))?;
     let mut groups = Vec::new();
@@ -434,8 +438,12 @@ pub fn group_spec(txn: &Txn<'_>, id: GroupId) -> Result<Option<GroupSpec>, KvErr
     specs.sort_by_key(|spec| spec.info.id);
     Ok(Some(GroupSpec {
         version: group.spec_version,
-        topics: hosted.into_iter().map(|topic| TopicSpec { id: topic.id, name: topic.name }).collect(),
+        topics: hosted
+            .into_iter()
+            .map(|topic| TopicSpec { id: topic.id, name: topic.name, ..TopicSpec::default() })
+            .collect(),
         triggers: specs,
         replicas: group.replicas,
+        ..GroupSpec::default()
     }))
 }

@@ -89,8 +89,9 @@ fn keys() -> Keys {
 }
 
 fn spec_of(version: u64, topics: &[(u64, &str)], triggers: &[TriggerSpec]) -> GroupSpec {
-    let topics = topics.iter().map(|(id, name)| TopicSpec { id: *id, name: (*name).into() }).collect();
-    GroupSpec { version, topics, triggers: triggers.to_vec(), replicas: 3 }
+    let topics =
+        topics.iter().map(|(id, name)| TopicSpec { id: *id, name: (*name).into(), ..TopicSpec::default() }).collect();
+    GroupSpec { version, topics, triggers: triggers.to_vec(), replicas: 3, ..GroupSpec::default() }
 }
 
 fn trigger(id: u64, name: &str, pattern: &str) -> TriggerSpec {

@@ -50,7 +50,7 @@ fn append(sequence: u64) -> AppendItem {
 }
 
 fn spec() -> Kind {
-    let topics = vec![TopicSpec { id: 7, name: "t".into() }];
+    let topics = vec![TopicSpec { id: 7, name: "t".into(), ..TopicSpec::default() }];
     Kind::Spec(GroupSpec { version: 1, topics, ..GroupSpec::default() })
 }
 

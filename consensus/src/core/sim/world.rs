@@ -296,7 +296,7 @@ impl World {
         let Some(leader) = self.leader().filter(|_| self.rng.chance(200)) else { return Ok(()) };
         let peer = self.peer_with(leader.replica);
         if !self.has_spec {
-            let topics = vec![TopicSpec { id: TOPIC, name: "t".into() }];
+            let topics = vec![TopicSpec { id: TOPIC, name: "t".into(), ..TopicSpec::default() }];
             let spec = GroupSpec { version: 1, topics, ..GroupSpec::default() };
             self.ask(peer, Asker::Spec, |ticket| Input::Propose(ticket, Kind::Spec(spec)));
         }

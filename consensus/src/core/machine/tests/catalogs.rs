@@ -13,7 +13,7 @@ fn place() -> Vec<Replica> {
 }
 
 fn topic(name: &str, group: &str, replicas: u32) -> Change {
-    Change::CreateTopic(CreateTopic { name: name.into(), group: group.into(), replicas })
+    Change::CreateTopic(CreateTopic { name: name.into(), group: group.into(), replicas, ..CreateTopic::default() })
 }
 
 fn chunk(whole: &[u8], number: u32, data: &'static str) -> Change {
@@ -91,8 +91,23 @@ fn a_topic_is_created_with_its_group() {
     let reply = bench.change(topic("a/b", "", 0)).unwrap();
     let id = GroupId::of_entry(MESH, "n", 1).0;
     let first = place()[..3].to_vec();
-    let group = GroupInfo { id, name: "default".into(), replicas: 3, first, active: false, spec_version: 1 };
-    let info = TopicInfo { id: 1, name: "a/b".into(), group: id, group_name: "default".into(), created_ms: 1000 };
+    let group = GroupInfo {
+        id,
+        name: "default".into(),
+        replicas: 3,
+        first,
+        active: false,
+        spec_version: 1,
+        ..GroupInfo::default()
+    };
+    let info = TopicInfo {
+        id: 1,
+        name: "a/b".into(),
+        group: id,
+        group_name: "default".into(),
+        created_ms: 1000,
+        ..TopicInfo::default()
+    };
     let want = CatalogReply { topic: Some(info), groups: vec![group.clone()], ..CatalogReply::default() };
     assert_eq!(reply, want);
     assert_eq!(bench.group(id), Some(group));

@@ -49,7 +49,8 @@ fn a_change() -> impl Strategy<Value = Option<Change>> {
         (name(), name(), 0u32..11).prop_map(|(name, group, replicas)| Some(Change::CreateTopic(CreateTopic {
             name,
             group,
-            replicas
+            replicas,
+            ..CreateTopic::default()
         }))),
         name().prop_map(|name| Some(Change::RemoveTopic(name))),
         (0u32..2).prop_map(move |number| {
