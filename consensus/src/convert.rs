@@ -1,9 +1,14 @@
 //! Between the wire's Raft messages, which prost parses, and raft-rs's own types.
 
-use canal_proto::peer::{RaftEntry, RaftMessage};
+use canal_proto::limits::MAX_REPLICAS;
+use canal_proto::peer::{RaftEntry, RaftMessage, RaftSnapshot};
 use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType,
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, Message,
+    MessageType, Snapshot, SnapshotMetadata,
 };
+
+/// Replicas of one kind in a configuration at most: those that a group may have, and as many on their way in or out.
+const MAX_IDS: usize = 2 * MAX_REPLICAS;
 
 /// A message that can't be what a replica sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -27,7 +32,22 @@ pub fn to_wire(mut message: Message) -> RaftMessage {
         request_snapshot: message.request_snapshot,
         commit_term: message.commit_term,
         priority: message.priority,
-        ..RaftMessage::default()
+        snapshot: (message.msg_type == MessageType::MsgSnapshot).then(|| snapshot_to_wire(message.take_snapshot())),
+    }
+}
+
+fn snapshot_to_wire(mut snapshot: Snapshot) -> RaftSnapshot {
+    let mut metadata = snapshot.take_metadata();
+    let state = metadata.take_conf_state();
+    RaftSnapshot {
+        data: std::mem::take(&mut snapshot.data),
+        index: metadata.index,
+        term: metadata.term,
+        voters: state.voters,
+        learners: state.learners,
+        voters_outgoing: state.voters_outgoing,
+        learners_next: state.learners_next,
+        auto_leave: state.auto_leave,
     }
 }
 
@@ -41,14 +61,15 @@ fn entry_to_wire(mut entry: Entry) -> RaftEntry {
     }
 }
 
-/// From the wire. Messages that a replica makes only for itself are refused, and so is a snapshot, which does not
-/// travel inside Raft messages.
+/// From the wire. Messages that a replica makes only for itself are refused, and so is a snapshot with more replicas than a
+/// group can have.
 pub fn from_wire(wire: RaftMessage) -> Result<Message, Unknown> {
     let msg_type = match wire.msg_type {
         3 => MessageType::MsgAppend,
         4 => MessageType::MsgAppendResponse,
         5 => MessageType::MsgRequestVote,
         6 => MessageType::MsgRequestVoteResponse,
+        7 => MessageType::MsgSnapshot,
         8 => MessageType::MsgHeartbeat,
         9 => MessageType::MsgHeartbeatResponse,
         14 => MessageType::MsgTimeoutNow,
@@ -77,7 +98,25 @@ pub fn from_wire(wire: RaftMessage) -> Result<Message, Unknown> {
         entries.push(entry_from_wire(entry)?);
     }
     message.set_entries(entries.into());
+    match (msg_type, wire.snapshot) {
+        (MessageType::MsgSnapshot, Some(snapshot)) => message.set_snapshot(snapshot_from_wire(snapshot)?),
+        (MessageType::MsgSnapshot, None) => return Err(Unknown("snapshot")),
+        (_, _) => {}
+    }
     Ok(message)
+}
+
+fn snapshot_from_wire(wire: RaftSnapshot) -> Result<Snapshot, Unknown> {
+    let RaftSnapshot { data, index, term, voters, learners, voters_outgoing, learners_next, auto_leave } = wire;
+    if [&voters, &learners, &voters_outgoing, &learners_next].iter().any(|ids| ids.len() > MAX_IDS) {
+        return Err(Unknown("configuration"));
+    }
+    let state = ConfState { voters, learners, voters_outgoing, learners_next, auto_leave, ..ConfState::default() };
+    let mut metadata = SnapshotMetadata { index, term, ..SnapshotMetadata::default() };
+    metadata.set_conf_state(state);
+    let mut snapshot = Snapshot { data, ..Snapshot::default() };
+    snapshot.set_metadata(metadata);
+    Ok(snapshot)
 }
 
 fn entry_from_wire(wire: RaftEntry) -> Result<Entry, Unknown> {
@@ -153,9 +192,41 @@ mod tests {
         let entry = Entry { term: 3, index: 7, data: b"x"[..].into(), ..Entry::default() };
         message.set_entries(vec![entry].into());
         assert_eq!(from_wire(to_wire(message.clone())), Ok(message));
-        for local in [0, 1, 2, 7, 10, 11, 12, 13, 15, 99] {
+        for local in [0, 1, 2, 10, 11, 12, 13, 15, 99] {
             assert!(from_wire(RaftMessage { msg_type: local, ..RaftMessage::default() }).is_err(), "{local}");
         }
+    }
+
+    #[test]
+    fn a_snapshot_comes_back_with_its_configuration() {
+        let mut message = Message { msg_type: MessageType::MsgSnapshot, to: 2, from: 1, term: 3, ..Message::default() };
+        let mut metadata = SnapshotMetadata { index: 40, term: 3, ..SnapshotMetadata::default() };
+        metadata.set_conf_state(ConfState {
+            voters: vec![1, 4],
+            learners: vec![5],
+            voters_outgoing: vec![1, 2],
+            learners_next: vec![2],
+            auto_leave: true,
+            ..ConfState::default()
+        });
+        let mut snapshot = Snapshot { data: b"manifest"[..].into(), ..Snapshot::default() };
+        snapshot.set_metadata(metadata);
+        message.set_snapshot(snapshot);
+        let wire = to_wire(message.clone());
+        assert_eq!(
+            prost::Message::encode_to_vec(&wire),
+            b"\x08\x07\x10\x02\x18\x01\x20\x03\x4a\x1e\x0a\x08manifest\x10\x28\x18\x03\x22\x02\x01\x04\x2a\x01\x05\x32\x02\x01\x02\x3a\x01\x02\x40\x01"
+        );
+        assert_eq!(from_wire(wire.clone()), Ok(message));
+        assert!(from_wire(RaftMessage { snapshot: None, ..wire.clone() }).is_err());
+        let mut crowd = wire.clone();
+        if let Some(snapshot) = &mut crowd.snapshot {
+            snapshot.learners = (1..=1000).collect();
+        }
+        assert!(from_wire(crowd).is_err());
+        // beside another kind of message it means nothing
+        let append = from_wire(RaftMessage { msg_type: 3, ..wire }).unwrap();
+        assert!(append.snapshot.is_none());
     }
 
     #[test]

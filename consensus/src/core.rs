@@ -9,7 +9,9 @@ pub mod keys;
 pub mod kv;
 pub mod log;
 pub mod machine;
+pub mod retention;
 pub mod rows;
+pub mod sealing;
 pub mod txn;
 
 #[cfg(test)]

@@ -1,25 +1,34 @@
-//! The way in: a service that owns the worker thread, and cheap handles.
+//! The way in: a service that owns the threads, and cheap handles.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use canal_proto::log::{AppendItem, Kind};
+use canal_proto::limits::MAX_PIECE;
 use canal_proto::peer::{RaftEnvelope, Replica, Seed};
-use canal_proto::{Code, GroupId, MeshId, PeerId, Receipt, TopicId, WireError};
+use canal_proto::request::{PieceAsk, PieceData};
+use canal_proto::{Code, ContentHash, GroupId, PeerId, WireError};
 use crossbeam_channel::{Sender, TrySendError};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
-use crate::core::group::{Refused, Status, Ticks};
+use crate::core::group::{Refused, Ticks};
 use crate::core::kv::KvError;
-use crate::core::machine::Reply;
+use crate::core::sealing::{SEAL_BYTES, SEAL_ENTRIES};
+use crate::files::{self, Files};
 use crate::log_store::{self, LogStore};
+use crate::sealer::{Counts, GRACE};
 use crate::state_store::{self, Backend, StateStore};
+use crate::transfer::Fetch;
 use crate::view::View;
-use crate::worker::{self, Command, Request, Responder};
+use crate::worker::{self, Request};
+
+mod group;
+
+pub(crate) use group::Shared;
+pub use group::{Appending, GroupHandle, Watch};
 
 /// Inputs that wait for the worker. One turn takes at most all of them; above it a client is told "would block", and a
 /// Raft message is dropped, which Raft repairs.
@@ -34,7 +43,9 @@ pub trait Outgoing: Send + Sync + 'static {
 /// How the groups of a peer are run.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Directory for logs and state.
+    /// This peer.
+    pub peer: PeerId,
+    /// Directory for logs, state and files.
     pub dir: PathBuf,
     /// Where applied state is kept.
     pub backend: Backend,
@@ -46,6 +57,38 @@ pub struct Options {
     pub tick: Duration,
     /// Election and heartbeat, in ticks.
     pub ticks: Ticks,
+    /// When events move from the logs to segments.
+    pub history: History,
+}
+
+/// When events move from the logs to segments, and files go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct History {
+    /// Bytes of a group's log that are not in segments, above which its leader seals them.
+    pub seal_bytes: u64,
+    /// Entries, likewise.
+    pub seal_entries: u64,
+    /// Bytes of all logs of the peer above which the longest are sealed before they come to that.
+    pub log_bytes: u64,
+    /// Entries, likewise: raft-engine holds some 100 bytes of memory for each.
+    pub log_entries: u64,
+    /// How often applied state is made durable. It bounds what a restart replays, and how soon the log can be cut.
+    pub flush: Duration,
+    /// How long a file stays that nothing names any more.
+    pub grace: Duration,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self {
+            seal_bytes: SEAL_BYTES,
+            seal_entries: SEAL_ENTRIES,
+            log_bytes: 256 << 20,
+            log_entries: 1_000_000,
+            flush: Duration::from_secs(5),
+            grace: GRACE,
+        }
+    }
 }
 
 /// Why the groups can't be run, or a request came to nothing.
@@ -61,8 +104,11 @@ pub enum Error {
     /// The state can't be read.
     #[error(transparent)]
     Kv(#[from] KvError),
-    /// The thread can't be started.
-    #[error("the raft thread can't be started: {0}")]
+    /// The files can't be opened.
+    #[error(transparent)]
+    Files(#[from] files::Error),
+    /// A thread can't be started.
+    #[error("a thread of the groups can't be started: {0}")]
     Thread(std::io::Error),
     /// The request was not taken, or given up.
     #[error(transparent)]
@@ -75,12 +121,23 @@ pub enum Error {
     Stopped,
 }
 
-/// What is shared about one group.
-pub(crate) struct Shared {
-    pub(crate) mesh: Option<MeshId>,
-    pub(crate) seed: Seed,
-    pub(crate) status: watch::Sender<Status>,
-    pub(crate) heads: RwLock<BTreeMap<TopicId, u64>>,
+/// What the logs and files of all groups of a peer come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Entries in the logs.
+    pub log_entries: u64,
+    /// Their bytes, about.
+    pub log_bytes: u64,
+    /// Files: segments, and pieces of snapshots while they are handed out or taken over.
+    pub segments: u64,
+    /// Their bytes.
+    pub segment_bytes: u64,
+    /// Segments made here that were not what the group agreed on, since the start: above 0, a disk is failing.
+    pub differing: u64,
+    /// Snapshots written here since the start.
+    pub written: u64,
+    /// Snapshots taken over here since the start.
+    pub installed: u64,
 }
 
 pub(crate) struct Inner {
@@ -88,44 +145,63 @@ pub(crate) struct Inner {
     pub(crate) groups: RwLock<BTreeMap<GroupId, Arc<Shared>>>,
     pub(crate) members: watch::Sender<u64>,
     pub(crate) failed: watch::Sender<Option<String>>,
+    pub(crate) forgotten: watch::Sender<BTreeSet<GroupId>>,
     pub(crate) dropped: AtomicU64,
+    pub(crate) logs: Mutex<(u64, u64)>,
+    pub(crate) counts: Counts,
     pub(crate) kv: Arc<dyn StateStore>,
     pub(crate) log: LogStore,
+    pub(crate) files: Files,
 }
 
-/// Owns the worker thread; dropping it stops the worker.
+impl Inner {
+    pub(crate) fn view(&self, group: GroupId) -> View {
+        View::new(group, self.kv.clone(), self.log.clone(), self.files.clone())
+    }
+}
+
+/// Owns the threads; dropping it stops them.
 pub struct Service {
     inner: Arc<Inner>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Service {
-    /// Opens the stores, brings the replicas found there to life, and starts the worker.
+    /// Opens the stores, brings the replicas found there to life, and starts the threads.
     ///
     /// # Errors
     /// When a store can't be opened or contradicts itself; the text says what to do.
-    pub fn open(options: Options, outgoing: Arc<dyn Outgoing>) -> Result<(Self, Handle), Error> {
+    pub fn open(
+        options: Options,
+        outgoing: Arc<dyn Outgoing>,
+        fetch: Arc<dyn Fetch>,
+    ) -> Result<(Self, Handle), Error> {
         let log = LogStore::open(&options.dir.join("log"), options.log.clone())?;
         let kv = open_state(&options)?;
+        let files = Files::open(&options.dir.join("files"))?;
         let (inbox, requests) = crossbeam_channel::bounded(MAX_INBOX);
         let inner = Arc::new(Inner {
             inbox,
             groups: RwLock::default(),
             members: watch::Sender::new(0),
             failed: watch::Sender::new(None),
+            forgotten: watch::Sender::default(),
             dropped: AtomicU64::new(0),
+            logs: Mutex::default(),
+            counts: Counts::default(),
             kv,
             log,
+            files,
         });
-        let worker = worker::Worker::open(inner.clone(), requests, outgoing, &options)?;
+        let worker = worker::Worker::open(inner.clone(), requests, outgoing, fetch, &options)?;
         let thread =
             std::thread::Builder::new().name("raft".into()).spawn(move || worker.run()).map_err(Error::Thread)?;
         Ok((Self { inner: inner.clone(), thread: Some(thread) }, Handle { inner }))
     }
 }
 
-/// Opens the applied state. State that is damaged is moved aside and made again from the logs, which are whole: the
-/// replicas begin with no state and apply everything once more.
+/// Opens the applied state. State that is damaged is moved aside. A replica whose log is whole makes it again from that;
+/// one whose log was cut is filled by a snapshot of its group.
 fn open_state(options: &Options) -> Result<Arc<dyn StateStore>, Error> {
     let dir = options.dir.join("state");
     let damaged = match state_store::open(&dir, options.backend, options.cache) {
@@ -135,7 +211,10 @@ fn open_state(options: &Options) -> Result<Arc<dyn StateStore>, Error> {
     };
     let aside = (1..).map(|n| options.dir.join(format!("state.damaged-{n}"))).find(|path| !path.exists());
     let Some(aside) = aside else { return Err(damaged.into()) };
-    tracing::error!(error = %damaged, aside = %aside.display(), "the applied state is damaged; it is moved aside and made again from the log");
+    tracing::error!(
+        error = %damaged, aside = %aside.display(),
+        "the applied state is damaged; it is moved aside and made again from the logs, or by the other replicas"
+    );
     if std::fs::rename(&dir, &aside).is_err() {
         return Err(damaged.into());
     }
@@ -158,14 +237,31 @@ pub struct Handle {
 }
 
 impl Handle {
+    async fn request<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request,
+    ) -> Result<T, Error> {
+        let (responder, answer) = oneshot::channel();
+        self.inner.inbox.send(make(responder)).map_err(|_| Error::Stopped)?;
+        answer.await.map_err(|_| Error::Stopped)?
+    }
+
     /// Creates a replica with an empty log. A replica that exists already is left as it is.
     ///
     /// # Errors
-    /// When the group has a replica of another id here, or the store fails.
+    /// When the group has a replica of another id here, a replica with this id or a larger one was removed here, or the
+    /// store fails.
     pub async fn create(&self, seed: Seed) -> Result<(), Error> {
-        let (responder, answer) = oneshot::channel();
-        self.inner.inbox.send(Request::Create(Box::new(seed), responder)).map_err(|_| Error::Stopped)?;
-        answer.await.map_err(|_| Error::Stopped)?
+        self.request(|responder| Request::Create(Box::new(seed), responder)).await
+    }
+
+    /// Destroys a replica that its group has let go: its log, its rows and, in time, its files. It can't be created
+    /// again; a replica with a larger id can. One that is not here is taken as destroyed.
+    ///
+    /// # Errors
+    /// When the group has a replica of another id here, or the store fails.
+    pub async fn remove(&self, group: GroupId, replica: u64) -> Result<(), Error> {
+        self.request(|responder| Request::Remove(group, replica, responder)).await
     }
 
     /// The groups with a replica here.
@@ -194,9 +290,45 @@ impl Handle {
         self.inner.dropped.load(Ordering::Relaxed)
     }
 
-    /// Returns when a group was added since the last call on this clone of the watcher.
+    /// Part of a segment or of a snapshot, for another peer. It reads a file, so not on a thread that must not wait.
+    ///
+    /// # Errors
+    /// `NotHere` when there is no such file here, `InvalidArgument` when the hash is none.
+    pub fn read_piece(&self, ask: &PieceAsk) -> Result<PieceData, WireError> {
+        let hash =
+            ContentHash::from_slice(&ask.hash).map_err(|e| WireError::new(Code::InvalidArgument, e.to_string()))?;
+        let length = usize::try_from(ask.length).unwrap_or(MAX_PIECE).min(MAX_PIECE);
+        let not_here = || WireError::new(Code::NotHere, format!("file {hash} is not here; ask another replica"));
+        let size = self.inner.files.size(&hash).ok_or_else(not_here)?;
+        let read = self.inner.files.read(&hash, ask.offset, length);
+        let data = read.map_err(|e| WireError::new(Code::Internal, e.to_string()))?.ok_or_else(not_here)?;
+        Ok(PieceData { data, size })
+    }
+
+    /// What logs and files come to, as of the last second.
+    pub fn totals(&self) -> Totals {
+        let (log_entries, log_bytes) = *self.inner.logs.lock();
+        let (segments, segment_bytes) = self.inner.files.count_and_bytes();
+        let counts = &self.inner.counts;
+        Totals {
+            log_entries,
+            log_bytes,
+            segments,
+            segment_bytes,
+            differing: counts.differing.load(Ordering::Relaxed),
+            written: counts.written.load(Ordering::Relaxed),
+            installed: counts.installed.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Returns when a group was added or removed since the last call on this clone of the watcher.
     pub fn membership(&self) -> Membership {
         Membership { changes: self.inner.members.subscribe() }
+    }
+
+    /// Watches for replicas here that were found to have forgotten what they acknowledged. They take no part any more.
+    pub fn forgotten(&self) -> Forgotten {
+        Forgotten { groups: self.inner.forgotten.subscribe() }
     }
 
     /// Returns when the worker has stopped by itself, with the reason: the peer must stop as well.
@@ -209,13 +341,13 @@ impl Handle {
     }
 }
 
-/// Tells when groups come.
+/// Tells when groups come and go.
 pub struct Membership {
     changes: watch::Receiver<u64>,
 }
 
 impl Membership {
-    /// Returns when a group was added that was not there at the last call.
+    /// Returns when a group was added or removed since the last call.
     pub async fn changed(&mut self) {
         if self.changes.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -223,159 +355,21 @@ impl Membership {
     }
 }
 
-/// Talks to one group.
-#[derive(Clone)]
-pub struct GroupHandle {
-    id: GroupId,
-    inner: Arc<Inner>,
-    shared: Arc<Shared>,
+/// Tells of replicas that have forgotten.
+pub struct Forgotten {
+    groups: watch::Receiver<BTreeSet<GroupId>>,
 }
 
-impl GroupHandle {
-    /// The group.
-    pub fn id(&self) -> GroupId {
-        self.id
+impl Forgotten {
+    /// The groups whose replica here has forgotten.
+    pub fn now(&mut self) -> BTreeSet<GroupId> {
+        self.groups.borrow_and_update().clone()
     }
 
-    /// The mesh that the replica was created in.
-    pub fn mesh(&self) -> Option<MeshId> {
-        self.shared.mesh
-    }
-
-    /// The group's name, and what else the replica was created with.
-    pub fn seed(&self) -> &Seed {
-        &self.shared.seed
-    }
-
-    /// How this replica stands.
-    pub fn status(&self) -> Status {
-        self.shared.status.borrow().clone()
-    }
-
-    /// Watches how this replica stands.
-    pub fn watch(&self) -> Watch {
-        Watch { status: self.shared.status.subscribe() }
-    }
-
-    /// Offset that the next event of a topic gets, as this replica has applied it.
-    pub fn head(&self, topic: TopicId) -> Option<u64> {
-        self.shared.heads.read().get(&topic).copied()
-    }
-
-    /// Reads of what this replica has applied.
-    pub fn view(&self) -> View {
-        View::new(self.id, self.inner.kv.clone(), self.inner.log.clone())
-    }
-
-    fn begin(&self, make: impl FnOnce(Responder) -> Command) -> Result<Asked, Error> {
-        let (responder, answer) = oneshot::channel();
-        match self.inner.inbox.try_send(Request::Group(self.id, make(responder))) {
-            Ok(()) => Ok(Asked(answer)),
-            Err(TrySendError::Full(_)) => Err(Refused::Busy.into()),
-            Err(TrySendError::Disconnected(_)) => Err(Error::Stopped),
+    /// Returns when they have changed since [`Self::now`].
+    pub async fn changed(&mut self) {
+        if self.groups.changed().await.is_err() {
+            std::future::pending::<()>().await;
         }
-    }
-
-    async fn ask(&self, make: impl FnOnce(Responder) -> Command) -> Result<Reply, Error> {
-        self.begin(make)?.answer().await
-    }
-
-    /// Puts events behind those of earlier calls, and returns at once. [`Appending::receipt`] waits until they are
-    /// committed and applied here.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] when the worker is busy.
-    pub fn append(&self, item: AppendItem) -> Result<Appending, Error> {
-        self.begin(|responder| Command::Append(item, responder)).map(Appending)
-    }
-
-    /// Proposes a command; returns when it is committed and applied here.
-    ///
-    /// # Errors
-    /// As [`Appending::receipt`].
-    pub async fn propose(&self, kind: Kind) -> Result<Reply, Error> {
-        self.ask(|responder| Command::Propose(Box::new(kind), responder)).await
-    }
-
-    /// Returns when everything that was acknowledged before the call is applied here, confirmed by a majority.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] when this replica does not lead.
-    pub async fn read(&self) -> Result<(), Error> {
-        self.ask(Command::Read).await.map(|_| ())
-    }
-
-    /// Adds a replica that learns; its id is chosen by the group.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] when this replica does not lead, or another change is under way.
-    pub async fn add_learner(&self, replica: Replica) -> Result<(), Error> {
-        self.ask(|responder| Command::AddLearner(replica, responder)).await.map(|_| ())
-    }
-
-    /// Lets a learner vote.
-    ///
-    /// # Errors
-    /// As [`Self::add_learner`].
-    pub async fn promote(&self, id: u64) -> Result<(), Error> {
-        self.ask(|responder| Command::Promote(id, responder)).await.map(|_| ())
-    }
-
-    /// Hands leadership to a replica, if this one leads. Watch the status to see it happen.
-    pub fn transfer(&self, to: u64) {
-        let _ = self.inner.inbox.send(Request::Group(self.id, Command::Transfer(to)));
-    }
-
-    /// Says that a replica could not be reached.
-    pub fn unreachable(&self, id: u64) {
-        let _ = self.inner.inbox.try_send(Request::Group(self.id, Command::Unreachable(id)));
-    }
-}
-
-struct Asked(oneshot::Receiver<Result<Reply, Refused>>);
-
-impl Asked {
-    async fn answer(self) -> Result<Reply, Error> {
-        Ok(self.0.await.map_err(|_| Error::Stopped)??)
-    }
-}
-
-/// Events on their way into the log.
-pub struct Appending(Asked);
-
-impl Appending {
-    /// Waits until the events are committed and applied here.
-    ///
-    /// # Errors
-    /// [`Error::Refused`] when this replica does not lead or is busy, [`Error::Answer`] with the state machine's
-    /// reason. After `NotLeader` the events may or may not have been appended: send them again with the same
-    /// sequence.
-    pub async fn receipt(self) -> Result<Receipt, Error> {
-        match self.0.answer().await? {
-            Reply::Appended(mut results) => Ok(results.pop().unwrap_or_else(|| Err(no_answer()))?),
-            _ => Err(no_answer().into()),
-        }
-    }
-}
-
-fn no_answer() -> WireError {
-    WireError::new(Code::Internal, "the state machine gave no answer; this is a bug")
-}
-
-/// Watches one group.
-pub struct Watch {
-    status: watch::Receiver<Status>,
-}
-
-impl Watch {
-    /// The status now; the next [`Self::changed`] waits for another.
-    pub fn now(&mut self) -> Status {
-        self.status.borrow_and_update().clone()
-    }
-
-    /// Returns when the status has changed since [`Self::now`]; `false` when nobody can change it any more. A worker that
-    /// has failed is told of by [`Handle::failed`], not here.
-    pub async fn changed(&mut self) -> bool {
-        self.status.changed().await.is_ok()
     }
 }

@@ -5,16 +5,24 @@
 //! and [`Handle`] is how the rest of a peer talks to it. Nothing is acknowledged, and no message sent, before what it
 //! stands on is on disk.
 
+mod compaction;
 pub mod convert;
 pub mod core;
+pub mod dump;
+pub mod files;
 mod handle;
 pub mod log_store;
+mod sealer;
 pub mod state_store;
-mod view;
+mod transfer;
+pub mod view;
 mod worker;
 
-pub use core::group::{Refused, Status, Ticks};
+pub use core::group::{ChangeSet, Progress, Refused, Status, Ticks};
 pub use core::machine::{OutcomeResult, Reply};
 pub use core::rows::Configuration;
-pub use handle::{Appending, Error, GroupHandle, Handle, Membership, Options, Outgoing, Service, Watch};
+pub use handle::{
+    Appending, Error, Forgotten, GroupHandle, Handle, History, Membership, Options, Outgoing, Service, Totals, Watch,
+};
+pub use transfer::{Fetch, Fetching};
 pub use view::View;

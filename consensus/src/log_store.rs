@@ -24,16 +24,22 @@
 //! (rust-protobuf 2) meets only bytes that this peer wrote.
 
 use std::any::Any;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as Slot;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use bytes::Bytes;
 use canal_proto::GroupId;
 use parking_lot::Mutex;
+use prost::Message as _;
 use raft::eraftpb::{Entry, HardState};
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, RecoveryMode};
+
+pub use crate::core::log::Compacted;
 
 #[cfg(test)]
 mod faults;
@@ -49,6 +55,12 @@ use raft_engine::env::DefaultFileSystem as Files;
 const HARD_STATE: &[u8] = b"h";
 /// Key of a group's record ([`LogStore::put_meta`]).
 const META: &[u8] = b"m";
+/// Key of a group's [`Compacted`].
+const COMPACTED: &[u8] = b"c";
+/// Key of the record of a snapshot that is being installed.
+const INSTALLING: &[u8] = b"i";
+/// Key of the largest id of a replica that was removed here (u64, big-endian).
+const GONE: &[u8] = b"g";
 /// Bytes of entries that one read returns at most, if it asks for no fewer: raft-engine adds them up in 32 bits,
 /// and no caller has use for more at once.
 const MAX_READ_BYTES: u64 = 64 << 20;
@@ -57,6 +69,8 @@ const MAX_READ_ENTRIES: u64 = 64 << 10;
 /// How often a read is tried. One that meets a purge may find the file gone whose place it has just looked up; the
 /// next lookup has the new place, and purges are seconds apart.
 const READ_ATTEMPTS: usize = 3;
+/// Entries that are read to estimate the size of a log: one reads the whole batch that it was written in.
+const SAMPLES: u64 = 16;
 
 /// Why the logs could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
@@ -155,6 +169,27 @@ pub struct GroupWrite {
     pub entries: Vec<Entry>,
     /// Its hard state, if that has changed.
     pub hard_state: Option<HardState>,
+    /// Cuts the log: entries up to this index go, and the record says so from then on. `entries` come after it.
+    pub compact: Option<Compacted>,
+    /// With `compact`: entries behind its index go as well. What is appended then begins right behind it, wherever the
+    /// log ended before.
+    pub replace: bool,
+    /// Sets the record of a snapshot that is being installed, or takes it away.
+    pub installing: Option<Option<Bytes>>,
+}
+
+impl GroupWrite {
+    /// The last step of an installation (see [`Install`](crate::core::group::Install)).
+    pub fn installed(group: GroupId, compacted: Compacted, hard_state: HardState) -> Self {
+        Self {
+            group,
+            hard_state: Some(hard_state),
+            compact: Some(compacted),
+            replace: true,
+            installing: Some(None),
+            ..Self::default()
+        }
+    }
 }
 
 /// A group's log, as [`LogStore::load`] finds it.
@@ -162,10 +197,14 @@ pub struct GroupWrite {
 pub struct Loaded {
     /// The last hard state written, or the initial one.
     pub hard_state: HardState,
-    /// First index; 1 when the log is empty.
+    /// First index; when the log is empty, the one behind what was compacted, or 1.
     pub first: u64,
-    /// Last index; below `first` when the log is empty.
+    /// Last index; one below `first` when the log is empty.
     pub last: u64,
+    /// Where the log was cut last.
+    pub compacted: Option<Compacted>,
+    /// The record of a snapshot whose installation has not ended.
+    pub installing: Option<Bytes>,
 }
 
 struct Entries;
@@ -236,38 +275,112 @@ impl LogStore {
             writing: Mutex::new(()),
             stopped: AtomicBool::new(false),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let store = Self { inner: Arc::new(inner) };
+        store.cut_again()?;
+        Ok(store)
     }
 
-    /// Writes a turn: all of it or, after a crash, none of it. With `sync` it is on disk when this returns, with all
-    /// that was written before; an empty turn writes and syncs nothing.
-    pub fn write(&self, turn: &[GroupWrite], sync: bool) -> Result<(), Error> {
-        self.commit(sync, |engine, batch| {
-            let mut spans = std::collections::BTreeMap::new();
-            for write in turn {
-                let group = write.group;
-                let span = spans.entry(group).or_insert_with(|| span(engine, group));
-                *span = extended(group, *span, &write.entries)?;
-                batch.add_entries::<Entries>(group.0, &write.entries).map_err(writing)?;
-                if let Some(hard_state) = &write.hard_state {
-                    batch.put_message(group.0, HARD_STATE.to_vec(), hard_state).map_err(writing)?;
+    /// Cuts what was cut before. raft-engine may bring back the oldest entries of a log when it has purged the file that
+    /// said that they are compacted before the one that they were moved to; with a gap behind them, the next append would
+    /// make it panic.
+    fn cut_again(&self) -> Result<(), Error> {
+        self.commit(false, |engine, batch| {
+            for group in engine.raft_groups() {
+                let Some(first) = engine.first_index(group) else { continue };
+                let compacted = self.compacted(engine, GroupId(group))?;
+                if let Some(compacted) = compacted.filter(|compacted| first <= compacted.index) {
+                    batch.add_command(group, Command::Compact { index: compacted.index.saturating_add(1) });
                 }
             }
             Ok(())
         })
     }
 
-    /// A group's hard state and the extent of its log; `None` if neither was ever written.
-    pub fn load(&self, group: GroupId) -> Result<Option<Loaded>, Error> {
-        let (hard_state, span) =
-            self.read(|engine| Ok((engine.get_message(group.0, HARD_STATE)?, span(engine, group))))?;
-        Ok(match (hard_state, span) {
-            (None, None) => None,
-            (hard_state, span) => {
-                let (first, last) = span.unwrap_or((1, 0));
-                Some(Loaded { hard_state: hard_state.unwrap_or_default(), first, last })
+    /// Writes a turn: all of it or, after a crash, none of it. With `sync` it is on disk when this returns, with all
+    /// that was written before; an empty turn writes and syncs nothing.
+    pub fn write(&self, turn: &[GroupWrite], sync: bool) -> Result<(), Error> {
+        self.commit(sync, |engine, batch| {
+            let mut spans = BTreeMap::new();
+            for write in turn {
+                let group = write.group;
+                let span = match spans.entry(group) {
+                    Slot::Occupied(known) => known.into_mut(),
+                    Slot::Vacant(new) => new.insert(self.extent(engine, group)?),
+                };
+                if let Some(compact) = &write.compact {
+                    *span = Some(cut(group, *span, compact, write.replace)?);
+                    if write.replace {
+                        begin_anew(engine, batch, group)?;
+                    } else {
+                        batch.add_command(group.0, Command::Compact { index: compact.index.saturating_add(1) });
+                    }
+                    batch.put(group.0, COMPACTED.to_vec(), compact.encode_to_vec()).map_err(writing)?;
+                }
+                *span = extended(group, *span, &write.entries)?;
+                batch.add_entries::<Entries>(group.0, &write.entries).map_err(writing)?;
+                if let Some(hard_state) = &write.hard_state {
+                    batch.put_message(group.0, HARD_STATE.to_vec(), hard_state).map_err(writing)?;
+                }
+                match &write.installing {
+                    Some(Some(record)) => batch.put(group.0, INSTALLING.to_vec(), record.to_vec()).map_err(writing)?,
+                    Some(None) => batch.delete(group.0, INSTALLING.to_vec()),
+                    None => {}
+                }
             }
+            Ok(())
         })
+    }
+
+    /// A group's hard state and records, and the extent of its log; `None` if nothing of it was ever written.
+    pub fn load(&self, group: GroupId) -> Result<Option<Loaded>, Error> {
+        let hard_state: Option<HardState> = self.read(|engine| engine.get_message(group.0, HARD_STATE))?;
+        let engine = self.engine()?;
+        let compacted = self.compacted(engine, group)?;
+        let installing = engine.get(group.0, INSTALLING).map(Bytes::from);
+        let span = self.extent(engine, group)?;
+        if hard_state.is_none() && span.is_none() && installing.is_none() {
+            return Ok(None);
+        }
+        let (first, last) = span.unwrap_or((1, 0));
+        Ok(Some(Loaded { hard_state: hard_state.unwrap_or_default(), first, last, compacted, installing }))
+    }
+
+    /// How many entries a group's log has, and about how many bytes they are: a few are read, the others taken for
+    /// alike.
+    pub fn live(&self, group: GroupId) -> Result<(u64, u64), Error> {
+        let Some((first, last)) = self.extent(self.engine()?, group)? else { return Ok((0, 0)) };
+        let count = last.saturating_add(1).saturating_sub(first);
+        let step = count.div_ceil(SAMPLES).max(1);
+        let (mut samples, mut bytes) = (0u64, 0u64);
+        let mut index = first;
+        while index <= last {
+            let Some(entry) = self.entry(group, index)? else { break };
+            samples += 1;
+            bytes += entry.data.len() as u64 + entry.context.len() as u64;
+            let Some(next) = index.checked_add(step) else { break };
+            index = next;
+        }
+        let all = u128::from(bytes) * u128::from(count) / u128::from(samples.max(1));
+        Ok((count, u64::try_from(all).unwrap_or(u64::MAX)))
+    }
+
+    fn compacted(&self, engine: &Engine<Files>, group: GroupId) -> Result<Option<Compacted>, Error> {
+        let Some(record) = engine.get(group.0, COMPACTED) else { return Ok(None) };
+        let damaged = |e| Error::Damaged {
+            dir: self.inner.dir.clone(),
+            reason: format!("group {group}: the record of compaction can't be read: {e}"),
+        };
+        Compacted::decode(record.as_slice()).map(Some).map_err(damaged)
+    }
+
+    /// First and last index of a group's log, if it ever had an entry.
+    fn extent(&self, engine: &Engine<Files>, group: GroupId) -> Result<Option<(u64, u64)>, Error> {
+        if let Some(span) = span(engine, group) {
+            return Ok(Some(span));
+        }
+        // all of it is compacted
+        let compacted = self.compacted(engine, group)?;
+        Ok(compacted.map(|compacted| (compacted.index.saturating_add(1), compacted.index)))
     }
 
     /// The entries `low..high`, or as many of the first of them as `max_bytes` and the bounds of one read allow, but
@@ -318,17 +431,26 @@ impl LogStore {
         Ok(groups.into_iter().map(GroupId).collect())
     }
 
-    /// Removes a group's log, hard state and record. On disk when this returns.
-    pub fn remove(&self, group: GroupId) -> Result<(), Error> {
+    /// Removes a group's log, hard state and records, and remembers that this replica of it is gone. On disk when this
+    /// returns.
+    pub fn remove(&self, group: GroupId, replica: u64) -> Result<(), Error> {
+        let gone = self.gone(group)?.max(replica);
         self.commit(true, |_, batch| {
             batch.add_command(group.0, Command::Clean);
-            Ok(())
+            batch.put(group.0, GONE.to_vec(), gone.to_be_bytes().to_vec()).map_err(writing)
         })
     }
 
+    /// The largest id of a replica of the group that was removed here; 0 when none was. An id that is not larger must
+    /// not come to life again: what it has voted is forgotten.
+    pub fn gone(&self, group: GroupId) -> Result<u64, Error> {
+        let record = self.engine()?.get(group.0, GONE);
+        Ok(record.and_then(|record| record.first_chunk::<8>().map(|id| u64::from_be_bytes(*id))).unwrap_or(0))
+    }
+
     /// Clears the oldest files once there is more than [`Options::purge_above`]. Made for a timer: cheap when there is
-    /// nothing to do, and reads and writes go on meanwhile. Until logs are compacted it only rids them of what was
-    /// overwritten: hard states, replaced entries, removed groups.
+    /// nothing to do, and reads and writes go on meanwhile. It rids them of what was compacted and overwritten: entries,
+    /// hard states, removed groups.
     pub fn purge(&self) -> Result<(), Error> {
         let engine = self.engine()?;
         if self.inner.stopped.load(Ordering::Acquire) {
@@ -393,6 +515,31 @@ impl LogStore {
 /// First and last index of a group's log.
 fn span(engine: &Engine<Files>, group: GroupId) -> Option<(u64, u64)> {
     engine.first_index(group.0).zip(engine.last_index(group.0))
+}
+
+/// Adds to a batch what makes a group's log empty, whatever it holds, and leaves its records as they are.
+///
+/// A compaction would not do: raft-engine may forget one when it purges files, and then entries that were replaced by a
+/// snapshot would be back. It does not forget that all of a group was removed.
+fn begin_anew(engine: &Engine<Files>, batch: &mut LogBatch, group: GroupId) -> Result<(), Error> {
+    batch.add_command(group.0, Command::Clean);
+    for key in [HARD_STATE, META, INSTALLING, GONE] {
+        if let Some(record) = engine.get(group.0, key) {
+            batch.put(group.0, key.to_vec(), record).map_err(writing)?;
+        }
+    }
+    Ok(())
+}
+
+/// The log's extent after it was cut, if there is something to cut.
+fn cut(group: GroupId, span: Option<(u64, u64)>, compact: &Compacted, replace: bool) -> Result<(u64, u64), Error> {
+    let index = compact.index;
+    let (first, last) = span.unwrap_or((1, 0));
+    let outside = index.saturating_add(1) < first || index > last;
+    if index == u64::MAX || (outside && !replace) {
+        return Err(Error::Misplaced { group, index, first, last });
+    }
+    Ok((index + 1, if replace { index } else { last }))
 }
 
 /// The log's extent after an append, if the append fits.

@@ -8,6 +8,8 @@
 //! A directory belongs to one backend for good. Its name is in the file `BACKEND`, and another is refused, because
 //! it would find no rows and answer as if there had never been any.
 //!
+//! Rows under a prefix can be frozen ([`StateStore::freeze`]) and read later as they were.
+//!
 //! Keys are 1 to [`MAX_KEY`] bytes; a batch with any other is refused as a whole.
 
 use std::fs::{self, File};
@@ -17,6 +19,9 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
+use crate::core::keys::end_of;
 use crate::core::kv::{Kv, KvError, MemoryKv, WriteBatch};
 
 #[cfg(test)]
@@ -82,6 +87,12 @@ pub trait StateStore: Kv + Send + Sync + 'static {
 
     /// Returns when everything that was written before the call is on disk.
     fn flush(&self) -> Result<(), KvError>;
+
+    /// The rows whose keys begin with `prefix`, as of now; whatever is written later does not show in them. No other
+    /// rows are seen through it.
+    ///
+    /// fjall keeps what has been replaced since as long as this is held. The others copy the rows to memory.
+    fn freeze(&self, prefix: &[u8]) -> Result<Box<dyn Kv + Send>, KvError>;
 
     /// The backend's name.
     fn name(&self) -> &'static str;
@@ -210,6 +221,13 @@ fn has_room(start: &[u8], end: &[u8]) -> bool {
     end.is_empty() || start < end
 }
 
+/// Rows that were copied.
+fn copied(rows: Vec<(Bytes, Bytes)>) -> Box<dyn Kv + Send> {
+    let copy = MemoryKv::default();
+    copy.write(&WriteBatch { ops: rows.into_iter().map(|(key, value)| (key, Some(value))).collect() });
+    Box::new(copy)
+}
+
 /// A backend's failure while it runs.
 fn failure(doing: &str, dir: &Path, error: impl std::fmt::Display) -> KvError {
     KvError(format!(
@@ -249,6 +267,10 @@ impl StateStore for MemoryKv {
 
     fn flush(&self) -> Result<(), KvError> {
         Ok(())
+    }
+
+    fn freeze(&self, prefix: &[u8]) -> Result<Box<dyn Kv + Send>, KvError> {
+        Ok(copied(self.scan(prefix, &end_of(prefix), usize::MAX, false)?))
     }
 
     fn name(&self) -> &'static str {

@@ -1,7 +1,7 @@
 //! Reads of one group's applied state and log, from any thread.
 //!
-//! What a view sees is what this replica has applied: on a follower it may be behind. Events are found through their
-//! locators and read from the Raft log, where they are stored once.
+//! What a view sees is what this replica has applied: on a follower it may be behind. Events are read from the topic's
+//! segments, and the newest ones from the Raft log, where they are stored once.
 
 use std::sync::Arc;
 
@@ -9,20 +9,52 @@ use bytes::Bytes;
 use canal_proto::catalog::{FunctionInfo, GroupInfo, TopicInfo, TriggerInfo};
 use canal_proto::cursor::Cursor;
 use canal_proto::event::Stored;
-use canal_proto::log::{ActivationRecord, Command, GroupSpec, Kind, StateOp};
+use canal_proto::log::{ActivationRecord, GroupSpec, Segment, StateOp, Step, Subscription};
 use canal_proto::{GroupId, TopicId, TriggerId};
 use prost::Message;
 
 use crate::core::keys::{Keys, Table, end_of, tail_number};
 use crate::core::kv::{KvError, WriteBatch};
 use crate::core::machine;
-use crate::core::rows::{BlobRow, Locator, OutboxRow, OutboxTopic, Topic};
+use crate::core::rows::{BlobRow, Counter, OutboxRow, OutboxTopic, Topic};
 use crate::core::txn::{Txn, decode};
-use crate::log_store::LogStore;
+use crate::files::{self, Files};
+use crate::log_store::{self, LogStore};
 use crate::state_store::StateStore;
+
+mod events;
+mod kept;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use events::Source;
 
 /// All rows of a table that has a bound of its own.
 const ALL: usize = usize::MAX / 2;
+
+/// Why events could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The state failed, or a row or an entry is damaged.
+    #[error(transparent)]
+    Kv(#[from] KvError),
+    /// The log failed.
+    #[error(transparent)]
+    Log(#[from] log_store::Error),
+    /// The files failed.
+    #[error(transparent)]
+    Files(#[from] files::Error),
+    /// The offset is before the oldest event that the topic still has.
+    #[error("the oldest event that there is has offset {oldest}; go on from there")]
+    OutOfRange {
+        /// Offset of the oldest event.
+        oldest: u64,
+    },
+    /// The events exist, but this replica has yet to get them.
+    #[error("this replica does not have these events yet; read them at another one")]
+    Lacking,
+}
 
 /// Reads one group.
 #[derive(Clone)]
@@ -31,11 +63,12 @@ pub struct View {
     keys: Keys,
     kv: Arc<dyn StateStore>,
     log: LogStore,
+    files: Files,
 }
 
 impl View {
-    pub(crate) fn new(group: GroupId, kv: Arc<dyn StateStore>, log: LogStore) -> Self {
-        Self { group, keys: Keys(group), kv, log }
+    pub(crate) fn new(group: GroupId, kv: Arc<dyn StateStore>, log: LogStore, files: Files) -> Self {
+        Self { group, keys: Keys(group), kv, log, files }
     }
 
     fn get<M: Message + Default>(&self, key: &[u8]) -> Result<Option<M>, KvError> {
@@ -63,65 +96,55 @@ impl View {
         self.get(&self.keys.topic_only(Table::Topics, topic))
     }
 
-    /// At most `max` events of a topic from offset `from` on, and no more than about `max_bytes`. Empty when there is
-    /// none yet.
+    /// At most `max` events of a topic from offset `from` on, and no more than about `max_bytes` (one in any case).
+    /// Empty when there is none yet.
     ///
     /// # Errors
-    /// When the store fails, or an entry that was applied is no longer in the log.
-    pub fn events(&self, topic: TopicId, from: u64, max: usize, max_bytes: usize) -> Result<Vec<Stored>, KvError> {
-        let prefix = self.keys.topic_only(Table::Events, topic);
-        let start = self.keys.topic(Table::Events, topic, from);
-        let behind = self.keys.topic(Table::Events, topic, from.saturating_add(1));
-        let first = self.kv.scan(&prefix, &behind, 1, true)?;
-        let start = first.into_iter().next().map_or(start, |(key, _)| key);
-        let mut events = Vec::new();
-        let mut bytes = 0;
-        for (key, value) in self.kv.scan(&start, &end_of(&prefix), max, false)? {
-            let locator: Locator = decode(&key, value)?;
-            let base = tail_number(&key);
-            if base + u64::from(locator.count) <= from {
-                continue;
-            }
-            for event in self.at(topic, base, locator)? {
-                if event.offset < from {
-                    continue;
-                }
-                bytes += event.event.encoded_len();
-                if events.len() >= max || (bytes > max_bytes && !events.is_empty()) {
-                    return Ok(events);
-                }
-                events.push(event);
-            }
-        }
-        Ok(events)
+    /// [`Error::OutOfRange`] before the topic's oldest event, [`Error::Lacking`] when another replica has to be asked.
+    pub fn events(&self, topic: TopicId, from: u64, max: usize, max_bytes: usize) -> Result<Vec<Stored>, Error> {
+        let source = Source { group: self.group, kv: self.kv.as_ref(), log: &self.log, files: &self.files };
+        source.events(topic, from, max, max_bytes)
     }
 
-    /// The events that stand at one place of the log.
-    fn at(&self, topic: TopicId, base: u64, locator: Locator) -> Result<Vec<Stored>, KvError> {
-        let missing =
-            || KvError(format!("group {}: entry {} holds events, but is not in the log", self.group, locator.index));
-        let entry = self.log.entry(self.group, locator.index).map_err(|e| KvError(e.to_string()))?;
-        let command = Command::decode(entry.ok_or_else(missing)?.data).map_err(|e| KvError(e.to_string()))?;
-        let part = locator.part as usize;
-        let events = match command.kind {
-            Some(Kind::Append(mut append)) if part < append.items.len() => {
-                let item = append.items.swap_remove(part);
-                let numbered = item.events.into_iter().zip(base..).zip(item.first_sequence..);
-                let producer = item.producer;
-                numbered
-                    .map(|((event, offset), sequence)| Stored { offset, event, producer: producer.clone(), sequence })
-                    .collect()
-            }
-            Some(Kind::Outcomes(mut outcomes)) if part < outcomes.outcomes.len() => {
-                let outcome = outcomes.outcomes.swap_remove(part);
-                let here = outcome.emits.into_iter().filter(|emit| emit.target.topic == topic.0);
-                here.zip(base..)
-                    .map(|(emit, offset)| Stored { offset, event: emit.event, producer: Bytes::new(), sequence: 0 })
-                    .collect()
-            }
-            _ => return Err(missing()),
-        };
-        Ok(events)
+    /// Offset of a topic's oldest event, which is the next one's when it has none.
+    pub fn oldest(&self, topic: TopicId) -> Result<u64, KvError> {
+        Ok(self.topic(topic)?.unwrap_or_default().oldest)
+    }
+
+    /// The events of a topic before this offset are in segments, or gone.
+    pub fn sealed(&self, topic: TopicId) -> Result<u64, KvError> {
+        Ok(self.topic(topic)?.unwrap_or_default().sealed)
+    }
+
+    /// The events of all entries up to this index are in segments, or gone.
+    pub fn sealed_through(&self) -> Result<u64, KvError> {
+        Ok(self.get::<Counter>(&self.keys.one(Table::Sealed))?.unwrap_or_default().value)
+    }
+
+    /// The segments of a topic, by their offsets.
+    pub fn segments(&self, topic: TopicId) -> Result<Vec<Segment>, KvError> {
+        self.table_under(&self.keys.topic_only(Table::Segments, topic))
+    }
+
+    /// The segments of all topics that the group hosts or has hosted; whose file is in none of these rows is not needed
+    /// by the group.
+    pub fn all_segments(&self) -> Result<Vec<Segment>, KvError> {
+        self.table(Table::Segments)
+    }
+
+    /// The durable subscriptions of a topic, by name.
+    pub fn subscriptions(&self, topic: TopicId) -> Result<Vec<Subscription>, KvError> {
+        self.table_under(&self.keys.topic_only(Table::Subscriptions, topic))
+    }
+
+    /// A durable subscription.
+    pub fn subscription(&self, topic: TopicId, name: &str) -> Result<Option<Subscription>, KvError> {
+        self.get(&self.keys.make(Table::Subscriptions, &[&topic.0.to_be_bytes(), name.as_bytes()]))
+    }
+
+    /// The steps in which the group's replicas changed, as many as are kept, the oldest first.
+    pub fn steps(&self) -> Result<Vec<Step>, KvError> {
+        self.table(Table::Steps)
     }
 
     /// One row of function state.
@@ -197,7 +220,11 @@ impl View {
     }
 
     fn table<M: Message + Default>(&self, table: Table) -> Result<Vec<M>, KvError> {
-        Ok(self.scan(&self.keys.one(table), ALL)?.into_iter().map(|(_, row)| row).collect())
+        self.table_under(&self.keys.one(table))
+    }
+
+    fn table_under<M: Message + Default>(&self, prefix: &[u8]) -> Result<Vec<M>, KvError> {
+        Ok(self.scan(prefix, ALL)?.into_iter().map(|(_, row)| row).collect())
     }
 
     /// Catalog: a piece of a component.

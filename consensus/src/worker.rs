@@ -4,32 +4,44 @@
 //! all groups together and sync once; then let them apply, answer and send. Applied state is written once a turn, in
 //! one batch, and not synced: the log is, and it is replayed from wherever the state was.
 //!
+//! What takes long happens on other threads and is reported back as an input: files ([`crate::sealer`]), what other
+//! peers give ([`crate::transfer`]), making applied state durable ([`flusher`]). `history` says what they do and when.
+//!
 //! A store that fails stops the thread for good: a replica whose disk can't be trusted must not vote.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use canal_proto::log::{AppendItem, Kind};
-use canal_proto::peer::{RaftEnvelope, Replica, Seed};
-use canal_proto::{GroupId, MeshId, PeerId, TopicId};
+use canal_proto::log::{AppendItem, Kind, Seal};
+use canal_proto::peer::{Manifest, RaftEnvelope, Replica, Seed};
+use canal_proto::{GroupId, PeerId, TopicId};
 use crossbeam_channel::{Receiver, RecvTimeoutError};
-use parking_lot::RwLock;
-use prost::Message as _;
 use raft::eraftpb::Entry;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
-use crate::convert;
-use crate::core::group::{Group, Input, Origin, Output, Persist, Refused, Ticket, Ticks};
-use crate::core::kv::{KvError, WriteBatch};
+use crate::compaction::History;
+use crate::core::group::{ChangeSet, Group, Input, Refused, SnapshotPoint, Ticket, Ticks};
+use crate::core::kv::KvError;
 use crate::core::log::LogReader;
-use crate::core::machine::{Effect, Reply};
-use crate::handle::{Error, Inner, MAX_INBOX, Options, Outgoing, Shared};
-use crate::log_store::{GroupWrite, LogStore};
-use crate::view::View;
+use crate::core::machine::Reply;
+use crate::handle::{self, Error, Inner, MAX_INBOX, Options, Outgoing, Shared};
+use crate::log_store::{Compacted, LogStore};
+use crate::sealer::{Made, Pool};
+use crate::transfer::{Fetch, Transfer};
 
-/// How often applied state is made durable, and the log's files are tidied up. It bounds what a restart replays.
-const FLUSH_EVERY: Duration = Duration::from_secs(5);
+mod flusher;
+mod history;
+mod open;
+mod reports;
+mod requests;
+pub(crate) mod stall;
+mod turn;
+
+use flusher::Flusher;
+
+/// How often a peer looks whether logs are to be sealed or cut, and files to go.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Answers a request.
 pub(crate) type Responder = oneshot::Sender<Result<Reply, Refused>>;
@@ -41,6 +53,7 @@ pub(crate) enum Command {
     Read(Responder),
     AddLearner(Replica, Responder),
     Promote(u64, Responder),
+    Change(ChangeSet, Responder),
     Transfer(u64),
     Unreachable(u64),
 }
@@ -50,7 +63,42 @@ pub(crate) enum Request {
     Group(GroupId, Command),
     Message(PeerId, Box<RaftEnvelope>),
     Create(Box<Seed>, oneshot::Sender<Result<(), Error>>),
+    Remove(GroupId, u64, oneshot::Sender<Result<(), Error>>),
+    Report(Report),
     Stop,
+}
+
+/// What became of work on another thread.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// The files of a seal that may be proposed now; `None`: there is nothing to seal.
+    Sealed { group: GroupId, result: Result<Option<Seal>, String> },
+    /// The files of a seal that was applied.
+    Made { group: GroupId, through: u64, result: Result<Made, KvError> },
+    /// A snapshot was written.
+    Dumped { group: GroupId, point: SnapshotPoint, result: Result<Manifest, String> },
+    /// A snapshot's rows are in the state.
+    Installed { group: GroupId, result: Result<(), crate::dump::Error> },
+    /// Rows that were not needed any more are gone.
+    Forgotten { group: GroupId, result: Result<(), KvError> },
+    /// The rows of a group are gone; `false`: some are left.
+    Cleared { group: GroupId, result: Result<bool, KvError> },
+    /// Files that nothing names are gone; `true`: some may have to go later.
+    Swept { result: Result<bool, KvError> },
+    /// A task of files to be fetched has ended.
+    Fetched { group: GroupId, number: u64, result: Result<(), String> },
+    /// State up to these indexes is durable, by group and replica.
+    Flushed { applied: BTreeMap<GroupId, (u64, u64)>, result: Result<(), Error> },
+}
+
+/// Who waits for the answer to a ticket.
+enum Waiter {
+    /// A client.
+    Client(Responder),
+    /// A client that publishes.
+    Publisher(Responder),
+    /// This driver: it has proposed a seal.
+    Seal,
 }
 
 impl LogReader for LogStore {
@@ -66,6 +114,15 @@ impl LogReader for LogStore {
 struct Member {
     group: Group<LogStore>,
     shared: Arc<Shared>,
+    history: History,
+    leads: bool,
+}
+
+/// A replica that is to be removed once the work on its files is done.
+struct Leaving {
+    group: GroupId,
+    replica: u64,
+    responder: oneshot::Sender<Result<(), Error>>,
 }
 
 /// The worker.
@@ -73,84 +130,91 @@ pub(crate) struct Worker {
     inner: Arc<Inner>,
     requests: Receiver<Request>,
     outgoing: Arc<dyn Outgoing>,
+    pool: Pool,
+    transfer: Transfer,
+    flusher: Flusher,
+    peer: PeerId,
     tick: Duration,
     ticks: Ticks,
+    limits: handle::History,
     logger: slog::Logger,
     members: BTreeMap<GroupId, Member>,
     dirty: BTreeSet<GroupId>,
-    responders: HashMap<Ticket, Responder>,
+    waiters: HashMap<Ticket, (GroupId, Waiter)>,
     next_ticket: Ticket,
+    /// Cuts of logs that the next turn writes.
+    cuts: BTreeMap<GroupId, Compacted>,
+    /// Groups whose rows are to be removed, and whether that is under way.
+    clearing: BTreeMap<GroupId, bool>,
+    leaving: Vec<Leaving>,
+    /// Jobs that the files threads have.
+    running: usize,
+    /// The group whose work was begun last: the next ones come first.
+    served: GroupId,
+    /// Files may be there that nothing names, and when they are looked for.
+    sweep: Option<Instant>,
+    sweeping: bool,
+    /// The logs are longer than their budget.
+    pressed: bool,
+    next_task: u64,
+    flushing: bool,
     stopping: bool,
 }
 
-fn now_ms() -> u64 {
+/// Milliseconds since 1970-01-01 UTC.
+pub(crate) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl Worker {
+    /// Opens the replicas that the stores hold, and starts the other threads.
     pub(crate) fn open(
         inner: Arc<Inner>,
         requests: Receiver<Request>,
         outgoing: Arc<dyn Outgoing>,
+        fetch: Arc<dyn Fetch>,
         options: &Options,
     ) -> Result<Self, Error> {
+        let pool = Pool::start(&inner, options.history.grace).map_err(Error::Thread)?;
+        let reporter = inner.clone();
+        let report = move |report| {
+            // fails only when the worker is gone, and nobody wants to know any more
+            let _ = reporter.inbox.send(Request::Report(report));
+        };
+        let transfer = Transfer::start(inner.files.clone(), fetch, report).map_err(Error::Thread)?;
+        let flusher = Flusher::start(&inner).map_err(Error::Thread)?;
         let mut worker = Self {
             inner,
             requests,
             outgoing,
+            pool,
+            transfer,
+            flusher,
+            peer: options.peer,
             tick: options.tick,
             ticks: options.ticks,
+            limits: options.history,
             // raft-rs logs every step of every election; what a user needs to know, the peer says itself
             logger: slog::Logger::root(slog::Discard, slog::o!()),
             members: BTreeMap::new(),
             dirty: BTreeSet::new(),
-            responders: HashMap::new(),
+            waiters: HashMap::new(),
             next_ticket: 1,
+            cuts: BTreeMap::new(),
+            clearing: BTreeMap::new(),
+            leaving: Vec::new(),
+            running: 0,
+            served: GroupId(0),
+            sweep: Some(Instant::now()),
+            sweeping: false,
+            pressed: false,
+            next_task: 1,
+            flushing: false,
             stopping: false,
         };
-        let groups = worker.inner.log.groups()?;
-        if groups.is_empty() && !worker.inner.kv.scan(&[], &[], 1, false)?.is_empty() {
-            let message = "there is applied state, but no log: the log was lost or moved. Restore it, or remove this \
-                           peer's data directory and let it join as a new peer";
-            return Err(KvError(message.to_owned()).into());
-        }
-        for id in groups {
-            let Some(meta) = worker.inner.log.meta(id)? else { continue };
-            let seed = Seed::decode(meta.as_slice()).map_err(|e| {
-                KvError(format!("the record of group {id} is damaged: {e}; restore the data directory"))
-            })?;
-            worker.bring_to_life(seed)?;
-        }
+        worker.open_all()?;
         Ok(worker)
-    }
-
-    fn bring_to_life(&mut self, seed: Seed) -> Result<(), Error> {
-        let id = GroupId(seed.group);
-        let loaded = self.inner.log.load(id)?;
-        let (hard_state, last) = loaded.map_or_else(Default::default, |loaded| (loaded.hard_state, loaded.last));
-        let origin: Origin<LogStore> = Origin { seed, reader: self.inner.log.clone(), hard_state, last };
-        let mut group = Group::open(origin, self.ticks, self.inner.kv.as_ref(), &self.logger)?;
-        if group.is_alone() {
-            // nobody else can lead, so there is nothing to wait for
-            group.handle(Input::Campaign, now_ms());
-        }
-        let status = group.status();
-        let view = View::new(id, self.inner.kv.clone(), self.inner.log.clone());
-        let mut heads = BTreeMap::new();
-        for topic in &status.spec.topics {
-            if let Some(row) = view.topic(TopicId(topic.id))? {
-                heads.insert(TopicId(topic.id), row.next);
-            }
-        }
-        let seed = group.seed().clone();
-        let mesh = MeshId::from_slice(&seed.mesh).ok();
-        let shared = Arc::new(Shared { mesh, seed, status: watch::Sender::new(status), heads: RwLock::new(heads) });
-        self.inner.groups.write().insert(id, shared.clone());
-        self.inner.members.send_modify(|version| *version += 1);
-        self.members.insert(id, Member { group, shared });
-        self.dirty.insert(id);
-        Ok(())
     }
 
     /// Takes turns until told to stop, or until a store fails.
@@ -159,14 +223,19 @@ impl Worker {
             tracing::error!(%error, "the stores of this peer failed; its groups stop and no longer vote");
             self.inner.failed.send_replace(Some(error.to_string()));
         }
-        if let Err(error) = self.inner.kv.flush() {
+        let Self { inner, requests, pool, transfer, flusher, .. } = self;
+        // nobody listens any more, so the other threads end with what they do at the moment
+        drop(requests);
+        drop((transfer, pool, flusher));
+        if let Err(error) = inner.kv.flush() {
             tracing::warn!(%error, "applied state was not flushed; it is replayed from the log at the next start");
         }
     }
 
     fn turns(&mut self) -> Result<(), Error> {
         let mut next_tick = Instant::now() + self.tick;
-        let mut next_flush = Instant::now() + FLUSH_EVERY;
+        let mut next_flush = Instant::now() + self.limits.flush;
+        let mut next_look = Instant::now();
         while !self.stopping {
             if self.dirty.is_empty() {
                 match self.requests.recv_deadline(next_tick) {
@@ -187,9 +256,12 @@ impl Worker {
             }
             self.turn()?;
             if now >= next_flush {
-                next_flush = now + FLUSH_EVERY;
-                self.inner.kv.flush()?;
-                self.inner.log.purge()?;
+                next_flush = now + self.limits.flush;
+                self.flush();
+            }
+            if now >= next_look {
+                next_look = now + LOOK_EVERY.min(self.limits.flush);
+                self.look(now)?;
             }
         }
         Ok(())
@@ -205,163 +277,22 @@ impl Worker {
         }
     }
 
-    fn take(&mut self, request: Request) -> Result<(), Error> {
-        match request {
-            Request::Stop => self.stopping = true,
-            Request::Create(seed, responder) => {
-                let result = self.create(*seed);
-                if let Err(error @ (Error::Log(_) | Error::State(_) | Error::Kv(_))) = result {
-                    let _ = responder.send(Err(Error::Stopped));
-                    return Err(error);
-                }
-                let _ = responder.send(result);
-            }
-            Request::Message(peer, envelope) => {
-                let id = GroupId(envelope.group);
-                match (self.members.get_mut(&id), convert::from_wire(envelope.message)) {
-                    (Some(member), Ok(message)) if message.to == member.group.seed().replica => {
-                        member.group.handle(Input::Message(peer, Box::new(message)), now_ms());
-                        self.dirty.insert(id);
-                    }
-                    (Some(_), Ok(message)) => {
-                        tracing::debug!(group = %id, to = message.to, "a message for another replica; dropped");
-                    }
-                    (None, _) => tracing::debug!(group = %id, "a message for a group without a replica here; dropped"),
-                    (_, Err(error)) => tracing::warn!(group = %id, %error, "a malformed message"),
-                }
-            }
-            Request::Group(id, command) => self.command(id, command),
-        }
-        Ok(())
-    }
-
-    fn command(&mut self, id: GroupId, command: Command) {
-        let input = match command {
-            Command::Append(item, responder) => Input::Append(self.expect(responder), item),
-            Command::Propose(kind, responder) => Input::Propose(self.expect(responder), *kind),
-            Command::Read(responder) => Input::Read(self.expect(responder)),
-            Command::AddLearner(replica, responder) => Input::AddLearner(self.expect(responder), replica),
-            Command::Promote(replica, responder) => Input::Promote(self.expect(responder), replica),
-            Command::Transfer(to) => Input::Transfer(to),
-            Command::Unreachable(replica) => Input::Unreachable(replica),
-        };
-        if let Some(member) = self.members.get_mut(&id) {
-            member.group.handle(input, now_ms());
-            self.dirty.insert(id);
-        }
-    }
-
-    fn expect(&mut self, responder: Responder) -> Ticket {
+    fn ticket(&mut self, id: GroupId, waiter: Waiter) -> Ticket {
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.responders.insert(ticket, responder);
+        self.waiters.insert(ticket, (id, waiter));
         ticket
     }
 
-    fn create(&mut self, seed: Seed) -> Result<(), Error> {
-        let id = GroupId(seed.group);
-        if let Some(member) = self.members.get(&id) {
-            return if member.group.seed().replica == seed.replica {
-                Ok(())
-            } else {
-                Err(Refused::Configuration("the group has a replica of another id on this peer").into())
-            };
-        }
-        if View::new(id, self.inner.kv.clone(), self.inner.log.clone()).applied()? > 0 {
-            let lost = "this peer has state of the group, but no log of it: a replica may not begin again here";
-            return Err(Refused::Configuration(lost).into());
-        }
-        self.inner.log.put_meta(id, &seed.encode_to_vec())?;
-        let stands = seed.first.first().is_some_and(|first| first.id == seed.replica);
-        self.bring_to_life(seed)?;
-        if stands && let Some(member) = self.members.get_mut(&id) {
-            // it is created last of the first replicas, so the others are there to vote: nobody needs to wait for a
-            // timeout
-            member.group.handle(Input::Campaign, now_ms());
-        }
-        Ok(())
-    }
-
-    /// One turn of all groups that have something to do.
-    fn turn(&mut self) -> Result<(), Error> {
-        let dirty = std::mem::take(&mut self.dirty);
-        if dirty.is_empty() {
-            return Ok(());
-        }
-        let now = now_ms();
-        let mut writes = Vec::new();
-        let mut sync = false;
-        for id in &dirty {
-            let Some(member) = self.members.get_mut(id) else { continue };
-            if let Some(persist) = member.group.prepare(now) {
-                sync |= persist.sync;
-                let Persist { entries, hard_state, .. } = persist;
-                if !entries.is_empty() || hard_state.is_some() {
-                    writes.push(GroupWrite { group: *id, entries, hard_state });
-                }
-            }
-            self.give(*id);
-        }
-        if !writes.is_empty() {
-            self.inner.log.write(&writes, sync)?;
-        }
-        let mut batch = WriteBatch::default();
-        for id in &dirty {
-            let Some(member) = self.members.get_mut(id) else { continue };
-            member.group.persisted(self.inner.kv.as_ref(), &mut batch)?;
-            if let Some(hard_state) = member.group.must_persist() {
-                let write = GroupWrite { group: *id, entries: Vec::new(), hard_state: Some(hard_state) };
-                self.inner.log.write(&[write], true)?;
+    /// The next offsets of a group's topics, as the rows have them.
+    fn heads(&self, id: GroupId, topics: impl Iterator<Item = u64>) -> Result<BTreeMap<TopicId, u64>, Error> {
+        let view = self.inner.view(id);
+        let mut heads = BTreeMap::new();
+        for topic in topics.map(TopicId) {
+            if let Some(row) = view.topic(topic)? {
+                heads.insert(topic, row.next);
             }
         }
-        if !batch.ops.is_empty() {
-            self.inner.kv.write(&batch)?;
-        }
-        for id in &dirty {
-            self.give(*id);
-            let Some(member) = self.members.get_mut(id) else { continue };
-            if member.group.has_work() {
-                self.dirty.insert(*id);
-            }
-            let status = member.group.status();
-            member.shared.status.send_if_modified(|old| {
-                let changed = *old != status;
-                *old = status;
-                changed
-            });
-        }
-        Ok(())
-    }
-
-    /// Hands out what a group wants.
-    fn give(&mut self, id: GroupId) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        for output in member.group.take_outputs() {
-            match output {
-                Output::Send(messages) => {
-                    for message in messages {
-                        if let Some(replica) = member.group.replica(message.to) {
-                            let message = convert::to_wire(message);
-                            self.outgoing.send(replica, RaftEnvelope { group: id.0, message });
-                        }
-                    }
-                }
-                Output::Reply(ticket, reply) => {
-                    if let Some(responder) = self.responders.remove(&ticket) {
-                        // the asker may have given up: its deadline passed
-                        let _ = responder.send(reply);
-                    }
-                }
-                Output::Effect(Effect::Head { topic, next }) => {
-                    member.shared.heads.write().insert(topic, next);
-                }
-                Output::Effect(Effect::Spec) => {
-                    let spec = member.group.status().spec;
-                    let hosted: BTreeSet<u64> = spec.topics.iter().map(|topic| topic.id).collect();
-                    member.shared.heads.write().retain(|topic, _| hosted.contains(&topic.0));
-                }
-                Output::Effect(Effect::Outbox(_) | Effect::Catalog) => {}
-            }
-        }
+        Ok(heads)
     }
 }

@@ -11,20 +11,23 @@ use clap::{Parser, Subcommand};
 
 mod activation;
 mod connect;
+mod drain;
 mod function;
 mod group;
 mod peers;
 mod print;
 mod publish;
+mod queue;
 mod start;
 mod state;
 mod stop;
 mod subscribe;
+mod subscription;
 mod topic;
 mod trigger;
 
 /// What users tell apart by its exit code, and how it comes about.
-const EXIT_CODES: [(Code, &str); 17] = [
+const EXIT_CODES: &[(Code, &str)] = &[
     (Code::Internal, "an error of the peer's own; its log says more"),
     (Code::InvalidArgument, "a flag, a name or a file can't be used as it is"),
     (Code::UnknownTopic, "no such topic"),
@@ -38,17 +41,22 @@ const EXIT_CODES: [(Code, &str); 17] = [
     (Code::BadComponent, "the file is no component of the world canal:function"),
     (Code::NoQuorum, "no majority within the deadline; it may have taken effect"),
     (Code::Unreachable, "no peer could be reached"),
-    (Code::WouldBlock, "the group is busy"),
+    (Code::WouldBlock, "the group is busy, or the queue is full"),
+    (Code::SequenceGap, "events were forgotten that the publisher had sent: its later ones are kept, not published"),
     (Code::Incompatible, "the peer has another version, or belongs to another mesh"),
     (Code::OutOfRange, "the offset is before the oldest or after the newest event"),
     (Code::Stopping, "the peer is shutting down"),
+    (Code::TooManyProducers, "the topic has as many producers as it may: end some"),
+    (Code::TakenOver, "the durable subscription was opened elsewhere"),
+    (Code::Forgotten, "`canal start`: the disk is older than what the peer has promised; start it again"),
+    (Code::UnknownSubscription, "no such durable subscription"),
 ];
 
 fn after_help() -> String {
     let mut text = "Exit codes (with --json, the error's `code` has the name):\n   0  success\n".to_owned();
     for (code, meaning) in EXIT_CODES {
         text.push_str(&format!("  {:>2}  {:<18}  {meaning}\n", code.exit_code(), code.name()));
-        if code == Code::InvalidArgument {
+        if *code == Code::InvalidArgument {
             text.push_str(&format!(
                 "  {:>2}  {:<18}  `canal state get` found no such row\n",
                 connect::NO_ROW,
@@ -78,8 +86,14 @@ enum Command {
     Topic(topic::Topic),
     /// Publish an event, or the lines of standard input
     Pub(publish::Pub),
+    /// Look at a queue on disk, and hand it over
+    #[command(subcommand)]
+    Queue(queue::Queue),
     /// Print the events of a topic, or of all topics that a pattern matches, as they come
     Sub(subscribe::Sub),
+    /// List and remove durable subscriptions
+    #[command(subcommand)]
+    Subscription(subscription::Durable),
     /// Deploy, list and remove functions
     #[command(subcommand, name = "fn")]
     Function(function::Function),
@@ -92,10 +106,9 @@ enum Command {
     /// Read and write the rows of functions
     #[command(subcommand)]
     State(state::State),
-    /// List the peers of the mesh
-    Peers(peers::Peers),
-    /// Show how one peer stands
-    Status(peers::Status),
+    /// List the peers of the mesh, show how one stands, empty one
+    #[command(subcommand)]
+    Peer(peers::Peer),
     /// Show where a topic lives
     Route(group::Find),
     /// List and show groups
@@ -121,13 +134,14 @@ pub fn main_with(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Config(command) => start::show(command),
         Command::Topic(command) => topic::run(command),
         Command::Pub(command) => publish::run(command),
+        Command::Queue(command) => queue::run(command),
         Command::Sub(command) => subscribe::run(command),
+        Command::Subscription(command) => subscription::run(command),
         Command::Function(command) => function::run(command),
         Command::Trigger(command) => trigger::run(command),
         Command::Activation(command) => activation::run(command),
         Command::State(command) => state::run(command),
-        Command::Peers(command) => peers::run(command),
-        Command::Status(command) => peers::status(command),
+        Command::Peer(command) => peers::run(command),
         Command::Route(command) => group::route(command),
         Command::Group(command) => group::run(command),
     }
@@ -152,8 +166,11 @@ mod tests {
     #[test]
     fn every_command_is_well_formed_and_takes_json_or_commands() {
         Cli::command().debug_assert();
-        let leaves = Cli::command().get_subcommands().flat_map(leaves).collect::<Vec<_>>();
-        assert_eq!(leaves.len(), 26);
+        // a queue is this device's own: to look at it takes no peer
+        let others = Cli::command();
+        let others = others.get_subcommands().filter(|command| command.get_name() != "queue");
+        let leaves = others.flat_map(leaves).collect::<Vec<_>>();
+        assert_eq!(leaves.len(), 31);
         for (name, json, peer) in leaves {
             assert!(json, "{name}");
             assert_eq!(peer, !matches!(name.as_str(), "start" | "config"), "{name}");
@@ -181,8 +198,15 @@ mod tests {
             "canal pub t 21.5 --key s1 --header a=b --header c=d --peer 127.0.0.1:4040",
             "canal pub t -5",
             "canal pub t --stdin",
+            "canal pub t x --queue q --no-wait --queue-events 5 --queue-mb 2",
+            "canal queue ls q --json",
+            "canal queue flush q --timeout 60 --peer 127.0.0.1:4040",
             "canal sub plant/+ --from earliest --count 3",
             "canal sub t --from 12 --timeout 2.5",
+            "canal sub plant/# --durable audit --from earliest",
+            "canal subscription ls t",
+            "canal subscription ls --all --json",
+            "canal subscription rm t audit",
             "canal fn deploy f f.wasm --memory 16 --time 50",
             "canal trigger create x --on a --on b/+ --fn f --from earliest --attempts 3 --backoff 10 --state s",
             "canal activation ls --trigger x --limit 5 --group g",
@@ -196,8 +220,13 @@ mod tests {
         for line in [
             "canal pub t",
             "canal pub t x --stdin",
+            "canal pub t x --no-wait",
+            "canal pub t x --queue q --queue-events 0",
+            "canal queue ls",
             "canal sub t --from yesterday",
             "canal sub t --count 0",
+            "canal subscription ls",
+            "canal subscription ls t --all",
             "canal topic create t --replicas 10",
             "canal trigger create x --fn f",
             "canal activation get x 0",

@@ -3,14 +3,62 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use canal_proto::name::check_plain;
 use canal_proto::peer::Tier;
+use canal_topology::known::{MAX_LABELS, MAX_TEXT};
 use serde::Deserialize;
 
 /// Port of a peer unless said otherwise.
 pub const DEFAULT_PORT: u16 = 4040;
+
+/// How long a peer is waited for before what it held is replaced: a restart with an update is over by then.
+const REPLACE_AFTER: Span = Span(Duration::from_secs(300));
+/// Bytes of all labels: room is left for addresses in what a description may have.
+const MAX_LABEL_BYTES: usize = MAX_TEXT - 1024;
+/// A budget below this would seal segments all the time: some of raft-engine's files.
+const MIN_LOG_BUDGET_MB: u64 = 8;
+/// The shortest and the longest span.
+const SPANS: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(365 * 86_400);
+
+/// A length of time as people write it: `90s`, `5m`, `2h`, `7d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "String")]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)];
+        let unit = units.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, *seconds)));
+        let span = unit
+            .and_then(|(number, seconds)| Some(number.parse::<u64>().ok()?.checked_mul(seconds)?))
+            .map(Duration::from_secs)
+            .filter(|span| SPANS.contains(span));
+        span.map(Self).ok_or_else(|| format!("`{text}` is not a time from 1s to 365d; write it as 90s, 5m, 2h or 7d"))
+    }
+}
+
+impl TryFrom<String> for Span {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl std::fmt::Display for Span {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seconds = self.0.as_secs();
+        match [(86_400, "d"), (3600, "h"), (60, "m")].into_iter().find(|(unit, _)| seconds.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", seconds / unit),
+            None => write!(f, "{seconds}s"),
+        }
+    }
+}
 
 /// Where a value came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -53,6 +101,15 @@ pub struct Flags {
     /// Don't look for peers on the local network
     #[arg(long)]
     pub no_mdns: bool,
+    /// A peer that was silent for this long is gone for good: what it held is replaced; as 90s, 5m or 2h [default: 5m]
+    #[arg(long, value_name = "DURATION")]
+    pub replace_after: Option<Span>,
+    /// Space for the logs of all groups, in MiB; above it the longest are turned into segments early [default: 256]
+    #[arg(long, value_name = "MIB")]
+    pub log_budget_mb: Option<u64>,
+    /// Bytes of a group's events, in KiB, that make a segment; for devices with little memory [default: 16384]
+    #[arg(long, value_name = "KIB")]
+    pub seal_kb: Option<u64>,
     /// Configuration file (TOML) [default: canal.toml in the data directory, if there is one]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -72,6 +129,9 @@ struct FileConfig {
     tick_ms: Option<u64>,
     state_cache_mb: Option<u64>,
     function_threads: Option<u64>,
+    replace_after: Option<Span>,
+    log_budget_mb: Option<u64>,
+    seal_kb: Option<u64>,
     log: Option<String>,
 }
 
@@ -100,6 +160,12 @@ pub struct Config {
     pub state_cache_mb: u64,
     /// Threads that run functions; 0: one for every two processors, at least two.
     pub function_threads: u64,
+    /// A peer that was silent for this long is gone for good.
+    pub replace_after: Duration,
+    /// Space for the logs of all groups, in MiB.
+    pub log_budget_mb: u64,
+    /// Bytes of a group's events that make a segment, in KiB.
+    pub seal_kb: u64,
     /// What is logged: `info`, `debug`, or a filter such as `canal_node=debug,warn`.
     pub log: String,
     /// Name, value and source of each setting, for `canal config`.
@@ -204,10 +270,19 @@ impl Config {
             let Some((key, value)) = label.split_once('=') else { bail!("the label `{label}` is not of the form K=V") };
             labels.insert(key.to_owned(), value.to_owned());
         }
+        // all of a description travels with every exchange between peers
+        let texts: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+        if labels.len() > MAX_LABELS || texts > MAX_LABEL_BYTES {
+            bail!("a peer has at most {MAX_LABELS} labels with {MAX_LABEL_BYTES} bytes together; give it fewer");
+        }
         let mdns = resolver.one("mdns", flags.no_mdns.then_some(false), file.mdns, true)?;
         let tick_ms = resolver.one("tick_ms", None, file.tick_ms, 50)?.clamp(5, 10_000);
         let state_cache_mb = resolver.one("state_cache_mb", None, file.state_cache_mb, 32)?.clamp(1, 1 << 20);
         let function_threads = resolver.one("function_threads", None, file.function_threads, 0)?;
+        let replace_after = resolver.one("replace_after", flags.replace_after, file.replace_after, REPLACE_AFTER)?.0;
+        let log_budget_mb = resolver.one("log_budget_mb", flags.log_budget_mb, file.log_budget_mb, 256)?;
+        let log_budget_mb = log_budget_mb.clamp(MIN_LOG_BUDGET_MB, 1 << 20);
+        let seal_kb = resolver.one("seal_kb", flags.seal_kb, file.seal_kb, 16 << 10)?.clamp(16, 1 << 20);
         let log = resolver.one("log", None, file.log, "info".to_owned())?;
         let origin = resolver.origin;
         Ok(Self {
@@ -222,6 +297,9 @@ impl Config {
             tick_ms,
             state_cache_mb,
             function_threads,
+            replace_after,
+            log_budget_mb,
+            seal_kb,
             log,
             origin,
         })
@@ -276,6 +354,24 @@ mod tests {
     }
 
     #[test]
+    fn spans_are_read_and_shown_as_people_write_them() {
+        for (text, seconds) in [("90s", 90), ("5m", 300), ("2h", 7200), ("7d", 604_800)] {
+            let span: Span = text.parse().unwrap();
+            assert_eq!((span.0.as_secs(), span.to_string().as_str()), (seconds, text));
+        }
+        for text in ["", "5", "m", "-1s", "0s", "1.5h", "99999999d", "5 m"] {
+            assert!(text.parse::<Span>().unwrap_err().contains("write it as 90s"), "{text}");
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("canal.toml");
+        std::fs::write(&file, "replace_after = \"2m\"\nlog_budget_mb = 1\n").unwrap();
+        let env = |name: &str| (name == "CANAL_REPLACE_AFTER").then(|| "120s".to_owned());
+        let config = Config::load(Flags { config: Some(file), ..Flags::default() }, &env).unwrap();
+        assert_eq!(source(&config, "replace_after"), ("2m".into(), Source::Env));
+        assert_eq!((config.replace_after.as_secs(), config.log_budget_mb), (120, MIN_LOG_BUDGET_MB));
+    }
+
+    #[test]
     fn what_makes_no_sense_is_named() {
         let none = |_: &str| None;
         let refused = |flags: Flags| format!("{:#}", Config::load(flags, &none).unwrap_err());
@@ -283,6 +379,8 @@ mod tests {
         assert_eq!(refused(flags), "`fog` is not a tier; use iot, edge or cloud");
         let flags = Flags { label: vec!["gpu".into()], ..Flags::default() };
         assert_eq!(refused(flags), "the label `gpu` is not of the form K=V");
+        let flags = Flags { label: vec![format!("k={}", "v".repeat(MAX_LABEL_BYTES))], ..Flags::default() };
+        assert!(refused(flags).starts_with("a peer has at most 64 labels with 2048 bytes together"));
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("c.toml");
         std::fs::write(&file, "sight = \"f\"\n").unwrap();

@@ -2,7 +2,12 @@
 //!
 //! A lock keeps a second process out. Small files are written beside and renamed into place, synced, so that a crash
 //! leaves the old or the new one.
+//!
+//! A peer whose disk is older than what others have seen of it begins anew: what it holds of groups is moved into
+//! `forgotten-N/`, where nobody reads it. A file notes that this is to be done before it is begun, and the next start
+//! goes on where a crash came between. What was moved is the operator's to look at or remove.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -12,8 +17,15 @@ use canal_proto::{MeshId, PeerId};
 use libp2p::identity::Keypair;
 use serde::{Deserialize, Serialize};
 
+use crate::starts::Start;
+
 /// Other peers whose addresses are kept for the next start.
 const MAX_KNOWN: usize = 64;
+/// What a peer holds of groups: log, applied state, segments and pieces of snapshots.
+const HELD: [&str; 3] = ["log", "state", "files"];
+/// How often a peer begins anew by itself. More often than a few times means that two processes use one key, and each
+/// would move aside what the other has made.
+const MAX_ASIDE: u32 = 8;
 
 /// What a client on this machine needs to find the peer: `peer.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +53,15 @@ pub enum InUse {
 struct Membership {
     name: String,
     id: String,
+}
+
+/// What is to be moved aside, and where to: `forgotten.json`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Forgotten {
+    /// How many starts were seen of this peer.
+    boot: u64,
+    /// Number of the directory.
+    aside: u32,
 }
 
 /// The data directory, locked.
@@ -71,7 +92,107 @@ impl Data {
                 return Err(error).with_context(|| format!("{} can't be locked", path.display()));
             }
         }
-        Ok(Self { dir: dir.to_owned(), _lock: lock })
+        let data = Self { dir: dir.to_owned(), _lock: lock };
+        data.move_aside()?;
+        Ok(data)
+    }
+
+    /// Counts this start, and returns its number.
+    ///
+    /// # Errors
+    /// When the file is damaged, or can't be written.
+    pub fn count_boot(&self) -> Result<u64> {
+        let boot = self.boot()?.saturating_add(1);
+        self.set_boot(boot)?;
+        Ok(boot)
+    }
+
+    fn boot(&self) -> Result<u64> {
+        let path = self.dir.join("boot");
+        match fs::read_to_string(&path) {
+            Ok(text) => text.trim().parse().with_context(|| {
+                format!("{} is damaged; move the directory away to begin as a new peer", path.display())
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error).with_context(|| format!("{} can't be read", path.display())),
+        }
+    }
+
+    fn set_boot(&self, boot: u64) -> Result<()> {
+        self.replace("boot", format!("{boot}\n").as_bytes(), false)
+    }
+
+    /// The highest starts that were seen of other peers.
+    pub fn seen_starts(&self) -> Result<BTreeMap<PeerId, Start>> {
+        let seen: BTreeMap<String, Start> = self.read("seen-starts.json")?.unwrap_or_default();
+        seen.into_iter().map(|(peer, start)| Ok((peer.parse()?, start))).collect()
+    }
+
+    /// Notes the highest starts that were seen of other peers.
+    pub fn set_seen_starts(&self, seen: &BTreeMap<PeerId, Start>) -> Result<()> {
+        let seen: BTreeMap<String, Start> = seen.iter().map(|(peer, start)| (peer.to_string(), *start)).collect();
+        self.write("seen-starts.json", &seen)
+    }
+
+    /// Whether this peer is being emptied.
+    pub fn draining(&self) -> bool {
+        self.dir.join("draining").exists()
+    }
+
+    /// Notes whether this peer is being emptied.
+    pub fn set_draining(&self, on: bool) -> Result<()> {
+        if on { self.replace("draining", b"", false) } else { self.remove("draining") }
+    }
+
+    /// Notes that what this peer holds of groups can't be trusted, since others have seen this start of it: the next
+    /// [`Self::open`] moves it aside.
+    ///
+    /// # Errors
+    /// When that was done too often already, or the note can't be written.
+    pub fn forget(&self, seen: u64) -> Result<()> {
+        let free = (1..=MAX_ASIDE).find(|n| !self.aside(*n).exists());
+        let Some(aside) = free else {
+            bail!(
+                "this peer has begun anew {MAX_ASIDE} times: does another process run with a copy of {}? end it, then \
+                 remove the forgotten-* directories",
+                self.dir.display()
+            );
+        };
+        self.write("forgotten.json", &Forgotten { boot: seen, aside })
+    }
+
+    fn aside(&self, number: u32) -> PathBuf {
+        self.dir.join(format!("forgotten-{number}"))
+    }
+
+    /// Moves aside what can't be trusted, if there is such a note. Can be done again from any point.
+    fn move_aside(&self) -> Result<()> {
+        let Some(forgotten) = self.read::<Forgotten>("forgotten.json")? else { return Ok(()) };
+        let aside = self.aside(forgotten.aside);
+        let move_all = || -> std::io::Result<()> {
+            fs::create_dir_all(&aside)?;
+            for name in HELD {
+                match fs::rename(self.dir.join(name), aside.join(name)) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            File::open(&aside)?.sync_all()?;
+            File::open(&self.dir)?.sync_all()
+        };
+        move_all().with_context(|| format!("what this peer held can't be moved to {}", aside.display()))?;
+        self.set_boot(self.boot()?.max(forgotten.boot))?;
+        self.remove("forgotten.json")
+    }
+
+    fn remove(&self, name: &str) -> Result<()> {
+        let path = self.dir.join(name);
+        match fs::remove_file(&path).and_then(|()| File::open(&self.dir)?.sync_all()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("{} can't be removed", path.display()))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The directory.
@@ -115,13 +236,13 @@ impl Data {
 
     /// The port that was chosen for `listen` before, so that a restart keeps it.
     pub fn port(&self, listen: &str) -> Option<u16> {
-        let ports: std::collections::BTreeMap<String, u16> = self.read("ports.json").ok().flatten()?;
+        let ports: BTreeMap<String, u16> = self.read("ports.json").ok().flatten()?;
         ports.get(listen).copied()
     }
 
     /// Notes the port that was chosen for `listen`.
     pub fn set_port(&self, listen: &str, port: u16) -> Result<()> {
-        let mut ports: std::collections::BTreeMap<String, u16> = self.read("ports.json")?.unwrap_or_default();
+        let mut ports: BTreeMap<String, u16> = self.read("ports.json")?.unwrap_or_default();
         ports.insert(listen.to_owned(), port);
         self.write("ports.json", &ports)
     }
@@ -219,8 +340,50 @@ mod tests {
         data.set_known_peers(&["/ip4/127.0.0.1/udp/1/quic-v1".into()]).unwrap();
         assert_eq!(text("known-peers.json"), "[\n  \"/ip4/127.0.0.1/udp/1/quic-v1\"\n]");
         let peer = PeerId::from_public_key([0; 32]);
+        assert_eq!((data.count_boot().unwrap(), data.count_boot().unwrap()), (1, 2));
+        assert_eq!(text("boot"), "2\n");
+        data.set_seen_starts(&[(peer, Start { boot: 3, nonce: u64::MAX })].into()).unwrap();
+        let want = "{\n  \"12D3KooW9pNAk8aiBuGVQtWRdbkLmo5qVL3e2h5UxbN2Nz9ttwiw\": {\n    \"boot\": 3,\n    \"nonce\": 18446744073709551615\n  }\n}";
+        assert_eq!(text("seen-starts.json"), want);
+        assert_eq!(data.seen_starts().unwrap(), [(peer, Start { boot: 3, nonce: u64::MAX })].into());
+        data.set_draining(true).unwrap();
+        assert_eq!((data.draining(), text("draining").as_str()), (true, ""));
+        data.set_draining(false).unwrap();
+        assert!(!data.draining());
+        data.forget(9).unwrap();
+        assert_eq!(text("forgotten.json"), "{\n  \"boot\": 9,\n  \"aside\": 1\n}");
         data.set_contact(peer, "home", &["/ip4/127.0.0.1/udp/1/quic-v1".into()]).unwrap();
         let want = "{\n  \"peer\": \"12D3KooW9pNAk8aiBuGVQtWRdbkLmo5qVL3e2h5UxbN2Nz9ttwiw\",\n  \"mesh\": \"home\",\n  \"addresses\": [\n    \"/ip4/127.0.0.1/udp/1/quic-v1\"\n  ]\n}";
         assert_eq!(text("peer.json"), want);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_moved_aside_once_and_the_count_goes_on_above() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::open(dir.path()).unwrap();
+        let key = data.identity().unwrap().public();
+        data.count_boot().unwrap();
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        std::fs::create_dir(dir.path().join("files")).unwrap();
+        data.forget(7).unwrap();
+        drop(data);
+        // a crash after some of it
+        std::fs::create_dir(dir.path().join("forgotten-1")).unwrap();
+        std::fs::rename(dir.path().join("log"), dir.path().join("forgotten-1/log")).unwrap();
+        let data = Data::open(dir.path()).unwrap();
+        assert!(dir.path().join("forgotten-1/log").is_dir() && dir.path().join("forgotten-1/files").is_dir());
+        assert!(!dir.path().join("log").exists() && !dir.path().join("forgotten.json").exists());
+        assert_eq!(data.count_boot().unwrap(), 8);
+        assert_eq!(data.identity().unwrap().public(), key);
+        // what is made from then on stays
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        drop(data);
+        let data = Data::open(dir.path()).unwrap();
+        assert!(dir.path().join("log").is_dir());
+        for _ in 1..MAX_ASIDE {
+            data.forget(1).unwrap();
+            data.move_aside().unwrap();
+        }
+        assert!(data.forget(1).unwrap_err().to_string().contains("does another process run"));
     }
 }

@@ -11,7 +11,10 @@ mod data;
 mod net;
 mod node;
 mod peer;
+mod peers;
 mod rooms;
 mod serve;
+mod starts;
+mod transfer;
 
 pub use peer::Peer;

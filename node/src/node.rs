@@ -1,90 +1,32 @@
 //! What all parts of a running peer share.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use canal_consensus::{GroupHandle, Handle, Refused, Status};
 use canal_proto::catalog::TopicInfo;
+use canal_proto::limits::MAX_ADDRESSES;
 use canal_proto::peer::{Label, PeerInfo, Replica};
 use canal_proto::request::Route;
 use canal_proto::{Code, GroupId, MeshId, PeerId, TopicId, WireError, route};
 use canal_sdk::{Client, Target};
 use canal_triggers::runtime::Runtime;
 use libp2p::identity::Keypair;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::sync::{Notify, watch};
 
 use crate::config::Config;
+use crate::data::Data;
 use crate::net::Net;
+use crate::peers::PeerTable;
+use crate::starts::Starts;
 
 /// The only namespace until tenants come.
 pub const NAMESPACE: &str = "default";
 /// Replicas of a catalog: what it holds must outlive a machine, and every further replica slows changes down.
 pub const CATALOG_REPLICAS: u32 = 3;
-/// A peer that was not heard of for this long gets no new replicas: some announcements of it were lost or it is gone.
-pub const PEER_LOST: Duration = Duration::from_secs(10);
-/// Peers that a catalog's leader remembers.
-const MAX_PEERS: usize = 10_000;
-
-/// What the catalog's leader knows of the peers: told by themselves, again and again, and forgotten with leadership.
-pub struct PeerTable {
-    peers: Mutex<BTreeMap<PeerId, (PeerInfo, Instant)>>,
-    since: Mutex<Instant>,
-}
-
-impl Default for PeerTable {
-    fn default() -> Self {
-        Self { peers: Mutex::default(), since: Mutex::new(Instant::now()) }
-    }
-}
-
-impl PeerTable {
-    /// Notes that this peer leads the catalog from now on, and so is told of the others.
-    pub fn begin(&self) {
-        *self.since.lock() = Instant::now();
-    }
-
-    /// Since when this peer has been told of the others.
-    pub fn since(&self) -> Instant {
-        *self.since.lock()
-    }
-
-    /// Notes what a peer says of itself; `false` when the table is full.
-    pub fn heard(&self, peer: PeerId, info: PeerInfo) -> bool {
-        let mut peers = self.peers.lock();
-        peers.retain(|_, (_, heard)| heard.elapsed() < PEER_LOST * 30);
-        let room = peers.len() < MAX_PEERS || peers.contains_key(&peer);
-        if room {
-            peers.insert(peer, (info, Instant::now()));
-        }
-        room
-    }
-
-    /// All peers, with how long ago each was heard of.
-    pub fn all(&self) -> Vec<PeerInfo> {
-        let peers = self.peers.lock();
-        peers
-            .values()
-            .map(|(info, heard)| PeerInfo {
-                heard_ms_ago: u64::try_from(heard.elapsed().as_millis()).unwrap_or(u64::MAX),
-                ..info.clone()
-            })
-            .collect()
-    }
-
-    /// Those that are there.
-    pub fn live(&self) -> Vec<PeerInfo> {
-        let limit = u64::try_from(PEER_LOST.as_millis()).unwrap_or(u64::MAX);
-        self.all().into_iter().filter(|info| info.heard_ms_ago < limit).collect()
-    }
-
-    /// Where a peer says that it can be reached.
-    pub fn addresses(&self, peer: PeerId) -> Option<Vec<String>> {
-        self.peers.lock().get(&peer).map(|(info, _)| info.addresses.clone())
-    }
-}
-
 /// A running peer.
 pub struct Node {
     /// What is in force.
@@ -105,18 +47,26 @@ pub struct Node {
     pub runtime: Runtime,
     /// Asks other peers, and this one.
     pub client: Client,
-    /// What the catalog's leader knows of the peers.
+    /// What this peer knows of the others, and of itself.
     pub peers: PeerTable,
+    /// Starts of this peer and of those that it shares groups with.
+    pub starts: Arc<Starts>,
+    /// What this peer keeps of itself.
+    pub data: Arc<Data>,
     /// Spec versions that groups have confirmed to this peer as the catalog's leader.
     pub confirmed: watch::Sender<BTreeMap<GroupId, u64>>,
     /// Wakes the catalog's room.
     pub catalog_changed: Notify,
+    /// Topics without a replica here, for subscribers here.
+    pub relays: std::sync::Arc<crate::serve::relay::Relays>,
     /// Topics that groups here host, by name; a shortcut, checked by whoever uses it.
     pub hosted: RwLock<HashMap<String, (GroupId, TopicId)>>,
-    /// Whether the catalog's leader has answered this peer.
+    /// Whether another peer of the mesh has answered this one, or the mesh is this one.
     pub joined: AtomicBool,
-    /// The peer is on its way out: it leads nothing new.
+    /// The peer is being emptied: it takes no new replicas, and what it has moves away.
     pub draining: AtomicBool,
+    /// The process is on its way out: it leads nothing new.
+    pub stopping: AtomicBool,
 }
 
 /// Milliseconds since 1970-01-01 UTC.
@@ -143,7 +93,7 @@ impl Node {
         let label = |(key, value): (&String, &String)| Label { key: key.clone(), value: value.clone() };
         PeerInfo {
             peer: self.id.to_vec(),
-            addresses: self.net.addresses(),
+            addresses: self.net.addresses().into_iter().take(MAX_ADDRESSES).collect(),
             tier: self.config.tier.into(),
             site: self.config.site.clone(),
             labels: self.config.labels.iter().map(label).collect(),
@@ -152,7 +102,8 @@ impl Node {
             replicas: u32::try_from(groups.len()).unwrap_or(u32::MAX),
             leads: u32::try_from(leads).unwrap_or(u32::MAX),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            heard_ms_ago: 0,
+            load: load_of_machine(),
+            draining: self.is_draining(),
             ..PeerInfo::default()
         }
     }
@@ -236,12 +187,19 @@ impl Node {
     /// # Errors
     /// `UnknownTopic`, `UnknownGroup`; those of asking the catalog.
     pub async fn resolve(&self, name: &str, fresh: bool) -> Result<Route, WireError> {
-        if let Some(route) = self.resolve_here(name) {
-            return Ok(route);
+        let here = self.resolve_here(name);
+        if let Some(route) = &here
+            && (route.leader != 0 || !fresh)
+        {
+            return Ok(route.clone());
         }
-        let dht = match self.dht.lookup(NAMESPACE, name, fresh).await {
-            Ok(route) => return Ok(route),
-            Err(error) => error,
+        // a replica without a leader may be one that its group has left behind
+        let newer = |found: &Route| here.as_ref().is_none_or(|here| found.epoch > here.epoch);
+        let dht = match (self.dht.lookup(NAMESPACE, name, fresh).await, &here) {
+            (Ok(route), _) if newer(&route) => return Ok(route),
+            (_, Some(here)) => return Ok(here.clone()),
+            (Ok(route), None) => return Ok(route),
+            (Err(error), None) => error,
         };
         if name == route::CATALOG {
             let message = format!("the catalog was not found: {dht}; is a majority of its peers up?");
@@ -327,9 +285,24 @@ impl Node {
         self.client.call(Target::Group(group), ask).await
     }
 
-    /// Whether the peer is on its way out.
+    /// Whether the process is on its way out.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer is being emptied.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The other peers that hold replicas of groups that have one here.
+    pub fn sharers(&self) -> BTreeSet<PeerId> {
+        let mut sharers = BTreeSet::new();
+        for group in self.groups.groups() {
+            sharers.extend(group.status().configuration.replicas.iter().filter_map(|replica| replica.peer_id().ok()));
+        }
+        sharers.remove(&self.id);
+        sharers
     }
 }
 
@@ -363,8 +336,33 @@ pub fn internal(error: impl std::fmt::Display) -> WireError {
     WireError::new(Code::Internal, error.to_string())
 }
 
+/// Processes that ran or waited for a processor in the last minute, in thousandths of all processors.
+fn load_of_machine() -> u32 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    load_of(&text, std::thread::available_parallelism().map_or(1, std::num::NonZero::get))
+}
+
+fn load_of(text: &str, cpus: usize) -> u32 {
+    let (whole, hundredths) = text.split(' ').next().and_then(|minute| minute.split_once('.')).unwrap_or_default();
+    let number = |text: &str| text.parse::<u32>().unwrap_or(0);
+    let cpus = u32::try_from(cpus.max(1)).unwrap_or(u32::MAX);
+    number(whole).saturating_mul(1000).saturating_add(number(hundredths).saturating_mul(10)) / cpus
+}
+
 fn memory_of_machine() -> u64 {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap_or(0) * 1024
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn load_is_in_thousandths_of_all_processors() {
+        assert_eq!(load_of("1.50 0.16 0.18 1/200 12\n", 2), 750);
+        assert_eq!(load_of("12.05 1 1 1/1 1", 1), 12_050);
+        assert_eq!((load_of("", 4), load_of("x", 0)), (0, 0));
+    }
 }

@@ -3,6 +3,10 @@
 //! The order in which a fresh peer comes to be matters at a crash. A founder first creates the catalog's replica, whose
 //! record on disk carries the mesh's id, and then notes the mesh; a start that finds the replica without the note takes
 //! the id from it. A joiner notes the mesh as soon as a peer has told it, and holds nothing of it before.
+//!
+//! A peer that learns that its disk is older than what others have seen of it ([`crate::starts`]) stops at once, without
+//! a word to its groups. [`Ended::Forgotten`] says that it is to be started again: the new start moves what was held aside
+//! and begins empty, with the same key.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +28,10 @@ use crate::config::Config;
 use crate::data::Data;
 use crate::net::links::{Links, Unreachable};
 use crate::net::{self, Net, Parts, SELF};
-use crate::node::{NAMESPACE, Node, PeerTable, Told, now_ms};
+use crate::node::{NAMESPACE, Node, Told, now_ms};
+use crate::peers::PeerTable;
+use crate::starts::Starts;
+use crate::transfer::Transfer;
 use crate::{rooms, serve};
 
 /// How long a fresh peer looks for a mesh on the local network before it founds one.
@@ -44,7 +51,16 @@ pub struct Peer {
     links: Arc<Links>,
     tasks: JoinSet<()>,
     service: Option<Service>,
-    data: Data,
+    data: Arc<Data>,
+}
+
+/// Why a peer can't go on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ended {
+    /// The stores have failed, with the reason.
+    Failed(String),
+    /// What it holds is older than what it has promised: it has to begin anew.
+    Forgotten,
 }
 
 /// What a peer says once it is up.
@@ -65,7 +81,8 @@ pub struct Started {
 /// A peer whose network is up, and that may have yet to join.
 pub struct Starting {
     config: Config,
-    data: Data,
+    data: Arc<Data>,
+    starts: Arc<Starts>,
     keys: libp2p::identity::Keypair,
     net: Net,
     dht: canal_dht::Handle,
@@ -80,8 +97,10 @@ impl Starting {
     /// # Errors
     /// When the directory is in use or damaged, or an address is taken.
     pub async fn new(config: Config) -> Result<Self> {
-        let data = Data::open(&config.data)?;
+        let data = Arc::new(Data::open(&config.data)?);
         let keys = data.identity()?;
+        // before anything that others could see
+        let starts = Starts::count(data.clone())?;
         let mesh = data.mesh(&config.mesh)?;
         let routes = Routes::new(mesh, now_ms);
         let mut tasks = JoinSet::new();
@@ -95,7 +114,7 @@ impl Starting {
         let (net, dht, incoming) = net::start(parts, &data, routes.clone(), &mut tasks).await?;
         let id = from_libp2p(&keys.public().to_peer_id())?;
         data.set_contact(id, &config.mesh, &net.addresses())?;
-        Ok(Self { config, data, keys, net, dht, incoming, tasks, routes })
+        Ok(Self { config, data, starts, keys, net, dht, incoming, tasks, routes })
     }
 
     /// What to tell the user.
@@ -114,17 +133,27 @@ impl Starting {
     /// # Errors
     /// When the stores can't be opened.
     pub async fn join(self) -> Result<Peer> {
-        let Self { config, data, keys, net, dht, incoming, mut tasks, routes } = self;
-        let links = Links::new();
+        let Self { config, data, starts, keys, net, dht, incoming, mut tasks, routes } = self;
+        let links = Links::new(starts.clone());
+        let transfer = Transfer::new();
+        let budget = config.log_budget_mb << 20;
+        let defaults = canal_consensus::History::default();
         let options = canal_consensus::Options {
+            peer: net.local(),
             dir: data.dir().to_owned(),
             backend: canal_consensus::state_store::DEFAULT_BACKEND,
             cache: config.state_cache_mb << 20,
-            log: canal_consensus::log_store::Options::default(),
+            // what was cut goes a file at a time, so there is more on disk than is live
+            log: canal_consensus::log_store::Options { purge_above: (budget * 2).max(64 << 20), ..Default::default() },
             tick: Duration::from_millis(config.tick_ms),
             ticks: TICKS,
+            history: canal_consensus::History {
+                log_bytes: budget,
+                seal_bytes: config.seal_kb << 10,
+                ..defaults
+            },
         };
-        let (service, groups) = Service::open(options, links.clone())?;
+        let (service, groups) = Service::open(options, links.clone(), transfer.clone())?;
         let transport: Arc<dyn Transport> = Arc::new(net.clone());
         let mesh = match data.mesh(&config.mesh)?.or(mesh_of(&groups)) {
             Some(mesh) => mesh,
@@ -149,8 +178,9 @@ impl Starting {
         let runtime = Runtime::start(runtime).map_err(|e| anyhow!("{e}"))?;
         let told: Arc<dyn Unreachable> = Arc::new(Told(groups.clone()));
         links.connect(&transport, &config.mesh, &told);
+        let id = net.local();
         let node = Arc::new(Node {
-            id: net.local(),
+            id,
             config,
             keys,
             mesh,
@@ -159,17 +189,30 @@ impl Starting {
             dht,
             runtime,
             client,
-            peers: PeerTable::default(),
+            peers: PeerTable::new(id, starts.own().boot),
+            starts,
+            data: data.clone(),
             confirmed: watch::Sender::new(Default::default()),
             catalog_changed: Notify::new(),
+            relays: std::sync::Arc::default(),
             hosted: RwLock::default(),
             joined: AtomicBool::new(false),
-            draining: AtomicBool::new(false),
+            draining: AtomicBool::new(data.draining()),
+            stopping: AtomicBool::new(false),
         });
+        transfer.connect(&node);
         tasks.spawn(serve::run(node.clone(), incoming));
         tasks.spawn(rooms::run(node.clone()));
+        // a leader has found what this replica's log should hold and does not
+        let (starts, mut forgotten) = (node.starts.clone(), node.groups.forgotten());
+        tasks.spawn(async move {
+            while forgotten.now().is_empty() {
+                forgotten.changed().await;
+            }
+            starts.give_up(starts.own());
+        });
         let known = data.known_peers();
-        tasks.spawn(rooms::presence::run(node.clone(), known));
+        tasks.spawn(rooms::gossip::run(node.clone(), known));
         // held for as long as the links use them
         tasks.spawn(async move {
             let _held = (transport, told);
@@ -248,18 +291,37 @@ impl Peer {
         self.node.id
     }
 
-    /// Returns when the stores have failed, with the reason. The peer must stop then.
-    pub async fn failed(&self) -> String {
-        self.node.groups.failed().await
+    /// Returns when the peer can't go on, and why. It must stop then.
+    pub async fn ended(&self) -> Ended {
+        tokio::select! {
+            biased;
+            _ = self.node.starts.forgotten() => Ended::Forgotten,
+            reason = self.node.groups.failed() => Ended::Failed(reason),
+        }
+    }
+
+    /// Notes what it is told that it has forgotten, and stops without a word to its groups. The next start begins anew.
+    ///
+    /// # Errors
+    /// When that can't be noted: then the peer must not be started again.
+    pub async fn forget(self) -> Result<()> {
+        let seen = self.node.starts.forgotten().await;
+        let noted = self.data.forget(seen.boot);
+        self.end().await;
+        noted
     }
 
     /// Hands leadership over, then stops.
-    pub async fn stop(mut self) {
-        self.node.draining.store(true, Ordering::Relaxed);
+    pub async fn stop(self) {
+        self.node.stopping.store(true, Ordering::Relaxed);
         let handed = tokio::time::timeout(HAND_OVER, rooms::hand_over(&self.node)).await;
         if handed.is_err() {
             tracing::warn!("not every group found another leader in time; the others will elect one");
         }
+        self.end().await;
+    }
+
+    async fn end(mut self) {
         if let Err(error) = self.data.set_known_peers(&self.node.net.known()) {
             tracing::warn!(%error, "the addresses of other peers were not kept");
         }

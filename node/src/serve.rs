@@ -14,9 +14,13 @@ use crate::node::Node;
 
 mod answers;
 mod conversation;
+mod peers;
 mod publish;
 mod raft;
-mod subscribe;
+pub mod relay;
+mod replicas;
+pub mod subscribe;
+mod subscriptions;
 
 /// Streams served at a time: each costs some ten KiB.
 const MAX_STREAMS: usize = 8192;
@@ -50,4 +54,4 @@ pub async fn run(node: Arc<Node>, mut incoming: mpsc::Receiver<Incoming>) {
     }
 }
 
-pub use answers::{change_catalog, grown};
+pub use answers::change_catalog;

@@ -4,14 +4,16 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::catalog::{
-    BlobChunk, CatalogCommand, Change, CreateTopic, FunctionInfo, GroupInfo, SetPaused, Start, TopicInfo, TriggerInfo,
+    BlobChunk, CatalogCommand, Change, CreateTopic, FunctionInfo, GroupInfo, Placement, Retention, SetGroup, SetPaused,
+    SetTopic, Start, TopicInfo, TriggerInfo,
 };
-use crate::event::{Event, Header};
+use crate::event::{Event, Header, Stored};
 use crate::log::{
-    ActivationRecord, Command, Disposition, Emit, EndProducer, FunctionLimits, GroupSpec, Kind, OutboxAck, Outcome,
-    Outcomes, ReadCheck, ScanCheck, StateOp, StateWrite, Status, Target, TopicSpec, TriggerSpec,
+    ActivationRecord, Advance, Append, AppendItem, Command, Disposition, Emit, EndProducer, FunctionLimits, GroupSpec,
+    Kind, OutboxAck, Outcome, Outcomes, ReadCheck, ScanCheck, Seal, Segment, StateOp, StateWrite, Status, Step,
+    Subscription, SubscriptionChange, SubscriptionOp, Target, TopicSpec, TriggerSpec, Trim,
 };
-use crate::peer::{Replica, Seed};
+use crate::peer::{Label, Manifest, Piece, Replica, Row, Rows, Seed, Tier};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -30,6 +32,23 @@ fn replica() -> Replica {
 
 fn target() -> Target {
     Target { topic: 4, group: 5, name: "t".into() }
+}
+
+fn retention() -> Retention {
+    Retention { events: 300, bytes: 2, age_ms: 3 }
+}
+
+fn placement() -> Placement {
+    Placement {
+        tier: Some(Tier::Edge.into()),
+        labels: vec![Label { key: "k".into(), value: "v".into() }],
+        pinned: vec![Bytes::from_static(&[7; 2])],
+    }
+}
+
+fn segment() -> Segment {
+    let hash = Bytes::from_static(&[1; 2]);
+    Segment { topic: 3, first: 300, count: 4, hash, size: 5, payload: 6, last_ms: 7, before: 8 }
 }
 
 fn trigger() -> TriggerInfo {
@@ -74,6 +93,79 @@ fn an_event() {
         trace: "t".into(),
     };
     pinned(&event, "0a016b12060a01681201761a017020ac022a0174");
+}
+
+#[test]
+fn a_stored_event() {
+    let producer = Bytes::from_static(&[1; 2]);
+    let stored = Stored { offset: 300, event: Event::new("x"), producer, sequence: 2 };
+    pinned(&stored, "08ac0212031a01781a0201012002");
+}
+
+#[test]
+fn an_append_from_an_outbox() {
+    let item = AppendItem {
+        topic: 3,
+        producer: Bytes::from_static(&[1; 2]),
+        first_sequence: 1,
+        events: vec![Event::new("x")],
+        origin: 8,
+    };
+    let command = Command { time_ms: 1, kind: Some(Kind::Append(Append { items: vec![item] })) };
+    pinned(&command, "080112110a0f080312020101180122031a01782808");
+}
+
+#[test]
+fn segments() {
+    pinned(&segment(), "080310ac021804220201012805300638074008");
+    let seal = Seal { through: 300, segments: vec![segment()] };
+    pinned(
+        &Command { time_ms: 1, kind: Some(Kind::Seal(seal)) },
+        "08014a1808ac021213080310ac021804220201012805300638074008",
+    );
+    let trim = Trim { topic: 3, before: 300 };
+    pinned(&Command { time_ms: 1, kind: Some(Kind::Trim(trim)) }, "08015205080310ac02");
+}
+
+#[test]
+fn subscriptions() {
+    let change = |op| SubscriptionChange { topic: 3, name: "s".into(), op: Some(op), ..SubscriptionChange::default() };
+    let command = |change| Command { time_ms: 1, kind: Some(Kind::Subscription(change)) };
+    let open = SubscriptionChange { holder: "h".into(), again: true, ..change(SubscriptionOp::Open(0)) };
+    pinned(&command(open), "08015a0c080312017318003201683801");
+    let advance = change(SubscriptionOp::Advance(Advance { session: 9, next: 300 }));
+    pinned(&command(advance), "08015a0c08031201732205080910ac02");
+    pinned(&command(change(SubscriptionOp::Remove(true))), "08015a0708031201732801");
+    let row = Subscription { topic: 3, name: "s".into(), next: 300, session: 9, changed_ms: 7, holder: "h".into() };
+    pinned(&row, "080312017318ac0220092807320168");
+}
+
+#[test]
+fn a_step() {
+    let step = Step {
+        number: 300,
+        what: "moved".into(),
+        replica: 2,
+        peer: Bytes::from_static(&[7; 2]),
+        gone: 1,
+        gone_peer: Bytes::from_static(&[6; 2]),
+        began_ms: 7,
+        ended_ms: 8,
+        stood_still_ms: 9,
+        report: Some(Emit { target: target(), event: Event::new("x"), dead: target() }),
+    };
+    pinned(
+        &Command { time_ms: 1, kind: Some(Kind::Step(step)) },
+        "0801623508ac0212056d6f76656418022202070728013202060638074008480952170a07080410051a017412031a01781a07080410051a0174",
+    );
+}
+
+#[test]
+fn what_a_snapshot_consists_of() {
+    let piece = Piece { hash: Bytes::from_static(&[1; 2]), size: 300 };
+    let manifest = Manifest { rows: vec![piece.clone()], segments: vec![piece], peer: Bytes::from_static(&[7; 2]) };
+    pinned(&manifest, "0a070a02010110ac0212070a02010110ac021a020707");
+    pinned(&Rows { rows: vec![Row { key: "k".into(), value: "v".into() }] }, "0a060a016b120176");
 }
 
 #[test]
@@ -139,6 +231,21 @@ fn a_spec() {
 }
 
 #[test]
+fn a_spec_with_retention_and_place() {
+    let spec = GroupSpec {
+        version: 1,
+        topics: vec![TopicSpec { id: 2, name: "t".into(), retention: Some(retention()) }],
+        replicas: 3,
+        placement: Some(placement()),
+        ..GroupSpec::default()
+    };
+    pinned(
+        &Command { time_ms: 1, kind: Some(Kind::Spec(spec)) },
+        "080122240801120e08021201741a0708ac021002180320032a0e080112060a016b1201761a020707",
+    );
+}
+
+#[test]
 fn small_commands() {
     let put = StateOp { key: "k".into(), value: None };
     let write = StateWrite { bucket: "b".into(), ops: vec![put] };
@@ -170,6 +277,21 @@ fn changes_of_the_catalog() {
     let paused = SetPaused { trigger: "n".into(), paused: true };
     pinned(&change(Change::SetPaused(paused)), "42050a016e10017a0a0802120207071a022f61");
     pinned(&change(Change::GroupActive(1)), "48017a0a0802120207071a022f61");
+    let create = CreateTopic {
+        name: "t".into(),
+        group: "g".into(),
+        replicas: 3,
+        retention: Some(retention()),
+        placement: Some(placement()),
+    };
+    pinned(
+        &change(Change::CreateTopic(create)),
+        "0a210a01741201671803220708ac02100218032a0e080112060a016b1201761a0207077a0a0802120207071a022f61",
+    );
+    let set = SetTopic { name: "t".into(), retention: Some(retention()) };
+    pinned(&change(Change::SetTopic(set)), "520c0a0174120708ac02100218037a0a0802120207071a022f61");
+    let set = SetGroup { group: 1, replicas: 3, placement: Some(placement()) };
+    pinned(&change(Change::SetGroup(set)), "5a14080110031a0e080112060a016b1201761a0207077a0a0802120207071a022f61");
 }
 
 fn function() -> FunctionInfo {
@@ -191,6 +313,10 @@ fn rows_of_the_catalog() {
         ..GroupInfo::default()
     };
     pinned(&group, "08011201671803220a0802120207071a022f6128013004");
+    let kept = TopicInfo { retention: Some(retention()), ..topic };
+    pinned(&kept, "080112017418022201672803320708ac0210021803");
+    let placed = GroupInfo { placement: Some(placement()), ..group };
+    pinned(&placed, "08011201671803220a0802120207071a022f61280130043a0e080112060a016b1201761a020707");
     pinned(&function(), "0a0166120201011802220808011002180320042803");
     pinned(&trigger(), "080112016e1a03612f2322016628013001380340094a0162500a");
 }

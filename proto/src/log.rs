@@ -94,6 +94,9 @@ pub struct Segment {
     /// The latest time of its events, in milliseconds since 1970-01-01 UTC.
     #[prost(uint64, tag = "7")]
     pub last_ms: u64,
+    /// Bytes of payload appended to the topic before its first event; set when a seal is applied.
+    #[prost(uint64, tag = "8")]
+    pub before: u64,
 }
 
 impl Segment {
@@ -126,6 +129,15 @@ pub struct SubscriptionChange {
     /// What changes.
     #[prost(oneof = "SubscriptionOp", tags = "3, 4, 5")]
     pub op: Option<SubscriptionOp>,
+    /// Who asks: random bytes that stand for one subscriber, over all its connections and openings. May be empty: nobody
+    /// who could come back.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub holder: Bytes,
+    /// Of an opening: by a subscriber that had it open and only lost its connection. Refused with `TakenOver` when another
+    /// holder has opened it since, and with `UnknownSubscription` when it is gone: so of two live subscribers, the later
+    /// keeps it.
+    #[prost(bool, tag = "7")]
+    pub again: bool,
 }
 
 /// What changes in a durable subscription.
@@ -146,7 +158,8 @@ pub enum SubscriptionOp {
 /// Everything before an offset is handled.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Advance {
-    /// The session that the opening was answered with; refused when the subscription was opened again since.
+    /// The session that the opening was answered with; refused when the subscription was opened again since, unless by the
+    /// same (not empty) holder, which may have asked twice.
     #[prost(uint64, tag = "1")]
     pub session: u64,
     /// The offset that comes next. A lower one than is known changes nothing.
@@ -172,6 +185,9 @@ pub struct Subscription {
     /// When it was last opened or moved, in milliseconds since 1970-01-01 UTC.
     #[prost(uint64, tag = "5")]
     pub changed_ms: u64,
+    /// The holder that opened it last.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub holder: Bytes,
 }
 
 /// A step in which a group's replicas changed.
@@ -232,6 +248,10 @@ pub struct AppendItem {
     /// The events.
     #[prost(message, repeated, tag = "4")]
     pub events: Vec<Event>,
+    /// The group whose outbox they come from; 0: a publisher. Outboxes are not counted against
+    /// [`crate::limits::MAX_PRODUCERS`]: what a group owes must not be refused for good.
+    #[prost(uint64, tag = "5")]
+    pub origin: u64,
 }
 
 /// Outcomes of runs, applied one after the other.
@@ -588,6 +608,7 @@ mod tests {
             producer: Bytes::from_static(&[0xaa; 16]),
             first_sequence: 1,
             events: vec![Event::new("x")],
+            origin: 0,
         };
         let command = Command { time_ms: 5, kind: Some(Kind::Append(Append { items: vec![item] })) };
         let mut want = b"\x08\x05\x12\x1d\x0a\x1b\x08\x03\x12\x10".to_vec();

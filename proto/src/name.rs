@@ -78,6 +78,9 @@ impl TopicName {
         self.0.starts_with('$')
     }
 
+    /// The topic of reports about steps in which groups' replicas changed.
+    pub const STEPS: &str = "$mesh/steps";
+
     /// The topic where events go that a trigger could not handle.
     pub fn dead_letters(trigger: &str) -> String {
         format!("$dead/{trigger}")

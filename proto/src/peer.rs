@@ -158,6 +158,13 @@ pub struct RaftHello {
     /// A random number of this start.
     #[prost(uint64, tag = "3")]
     pub nonce: u64,
+    /// The receiver's disk is older than what was seen of it: how many times it has started already, as far as the
+    /// sender knows. Zero: it is not.
+    #[prost(uint64, tag = "4")]
+    pub seen_boot: u64,
+    /// With `seen_boot`: the random number of that start.
+    #[prost(uint64, tag = "5")]
+    pub seen_nonce: u64,
 }
 
 /// Answers a [`RaftHello`].
@@ -169,6 +176,9 @@ pub struct RaftVerdict {
     /// With `Forgotten`: how many times the sender has started already, as far as is known here.
     #[prost(uint64, tag = "2")]
     pub boot: u64,
+    /// With `Forgotten`: the random number of that start.
+    #[prost(uint64, tag = "3")]
+    pub nonce: u64,
 }
 
 /// What a snapshot consists of: the data of a [`RaftSnapshot`].
@@ -359,7 +369,46 @@ pub struct RaftMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::{DrainAsk, Peers, Version};
     use prost::Message;
+
+    #[test]
+    fn greetings_of_raft_streams_are_pinned() {
+        let hello = RaftHello { version: 1, boot: 2, nonce: 300, seen_boot: 4, seen_nonce: 5 };
+        assert_eq!(hello.encode_to_vec(), b"\x08\x01\x10\x02\x18\xac\x02\x20\x04\x28\x05");
+        let refused = Some(crate::WireError::new(crate::Code::Forgotten, "m"));
+        let verdict = RaftVerdict { refused, boot: 2, nonce: 3 };
+        assert_eq!(verdict.encode_to_vec(), b"\x0a\x05\x08\x18\x12\x01m\x10\x02\x18\x03");
+        let welcome = crate::request::Welcome { version: 1, boot: 2, nonce: 3, ..Default::default() };
+        assert_eq!(welcome.encode_to_vec(), b"\x08\x01\x30\x02\x38\x03");
+    }
+
+    #[test]
+    fn exchanges_of_descriptions_are_pinned() {
+        let info = PeerInfo {
+            peer: b"p".to_vec(),
+            tier: Tier::Cloud.into(),
+            site: "s".into(),
+            heard_ms_ago: 5,
+            load: 500,
+            coordinate: Some(Coordinate { x: 1.0, y: 0.0, height: 0.0, error: 0.0 }),
+            draining: true,
+            boot: 6,
+            revision: 7,
+            ..PeerInfo::default()
+        };
+        assert_eq!(
+            info.encode_to_vec(),
+            b"\x0a\x01p\x18\x02\x22\x01s\x58\x05\x60\xf4\x03\x6a\x09\x09\0\0\0\0\0\0\xf0\x3f\x70\x01\x78\x06\x80\x01\x07"
+        );
+        let known = vec![Version { peer: 0x0102, boot: 3, revision: 4 }];
+        let peers = Peers { peers: vec![PeerInfo { boot: 1, ..PeerInfo::default() }], known };
+        assert_eq!(
+            peers.encode_to_vec(),
+            b"\x0a\x02\x78\x01\x12\x0d\x09\x02\x01\0\0\0\0\0\0\x10\x03\x18\x04"
+        );
+        assert_eq!(DrainAsk { on: true }.encode_to_vec(), b"\x08\x01");
+    }
 
     #[test]
     fn raft_messages_are_pinned() {

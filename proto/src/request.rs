@@ -35,7 +35,7 @@ pub struct Request {
     /// What is asked.
     #[prost(
         oneof = "Ask",
-        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27"
+        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19, 20, 22, 23, 24, 25, 26, 27"
     )]
     pub ask: Option<Ask>,
 }
@@ -82,24 +82,19 @@ pub enum Ask {
     /// How a group stands. Any replica of it answers.
     #[prost(uint64, tag = "15")]
     GroupStatus(u64),
-    /// The peers that the catalog's leader knows of.
+    /// The peers that this peer knows of.
     #[prost(message, tag = "16")]
     Peers(PeersAsk),
     /// How this peer stands.
     #[prost(message, tag = "17")]
     PeerStatus(PeerStatusAsk),
-    /// Tells the catalog's leader of a peer. Only between peers.
-    #[prost(message, tag = "18")]
-    Announce(PeerInfo),
+    // 18 and 21 are not to be used again
     /// Creates a replica here. Only between peers.
     #[prost(message, tag = "19")]
     CreateReplica(Seed),
     /// Proposes a spec to a group. Only between peers; the group's leader answers.
     #[prost(message, tag = "20")]
     ApplySpec(ApplySpec),
-    /// Asks the catalog's leader where a group may grow. Only between peers.
-    #[prost(message, tag = "21")]
-    Candidates(CandidatesAsk),
     /// Exchanges descriptions of peers: some that the sender knows, its own first. Only between peers; answered with
     /// some that the receiver knows, its own first.
     #[prost(message, tag = "22")]
@@ -285,6 +280,9 @@ pub struct Publish {
     /// The events.
     #[prost(message, repeated, tag = "5")]
     pub events: Vec<Event>,
+    /// The group whose outbox they come from; 0: a publisher. Only between peers.
+    #[prost(uint64, tag = "6")]
+    pub origin: u64,
 }
 
 /// Ends a producer that has all its receipts, so that the group may forget it.
@@ -504,12 +502,29 @@ pub struct Activations {
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct PeersAsk {}
 
-/// The peers, by id.
+/// Peers: all, by id; or in an [`Ask::Gossip`] some, the sender first.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Peers {
     /// The peers.
     #[prost(message, repeated, tag = "1")]
     pub peers: Vec<PeerInfo>,
+    /// In an [`Ask::Gossip`]: all that the sender knows of, so that the answer is what it lacks.
+    #[prost(message, repeated, tag = "2")]
+    pub known: Vec<Version>,
+}
+
+/// Which description of a peer somebody has.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Version {
+    /// The first 8 bytes of the peer's public key, little-endian: enough to tell peers apart here.
+    #[prost(fixed64, tag = "1")]
+    pub peer: u64,
+    /// [`PeerInfo::boot`].
+    #[prost(uint64, tag = "2")]
+    pub boot: u64,
+    /// [`PeerInfo::revision`].
+    #[prost(uint64, tag = "3")]
+    pub revision: u64,
 }
 
 /// Asks a peer how it stands.
@@ -555,6 +570,9 @@ pub struct PeerStatus {
     /// Bytes of these events that went out to subscribers.
     #[prost(uint64, tag = "12")]
     pub relayed_out: u64,
+    /// Peers that it has heard of lately, itself included.
+    #[prost(uint32, tag = "13")]
+    pub known: u32,
 }
 
 /// How a group stands, at the replica that answers.
@@ -626,6 +644,9 @@ pub struct GroupStatus {
     /// The step that is under way, for people; empty when there is none.
     #[prost(string, tag = "22")]
     pub under_way: String,
+    /// The largest replica id that was ever used: one up to it that `replicas` does not name was let go for good.
+    #[prost(uint64, tag = "23")]
+    pub last_id: u64,
 }
 
 /// How far a replica is, as its leader knows it.
@@ -674,17 +695,6 @@ pub struct ApplySpec {
     /// The spec.
     #[prost(message, required, tag = "2")]
     pub spec: crate::log::GroupSpec,
-}
-
-/// Asks where a group may grow.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
-pub struct CandidatesAsk {
-    /// Peers that hold a replica already: public keys.
-    #[prost(bytes = "bytes", repeated, tag = "1")]
-    pub held: Vec<Bytes>,
-    /// Replicas wanted in all.
-    #[prost(uint32, tag = "2")]
-    pub wanted: u32,
 }
 
 /// A response.
@@ -737,7 +747,7 @@ pub enum Answer {
     /// To [`Ask::GroupStatus`].
     #[prost(message, tag = "13")]
     GroupStatus(GroupStatus),
-    /// To [`Ask::Peers`] and [`Ask::Candidates`] (the chosen ones, best first).
+    /// To [`Ask::Peers`] and [`Ask::Gossip`].
     #[prost(message, tag = "14")]
     Peers(Peers),
     /// To [`Ask::PeerStatus`].
@@ -789,6 +799,13 @@ pub struct Subscribe {
     /// The peer may fetch the events from a replica elsewhere. Without it, a peer that hosts no replica says `NotHere`.
     #[prost(bool, tag = "10")]
     pub relay: bool,
+    /// Of a durable subscription: the subscriber, see [`SubscriptionChange::holder`].
+    #[prost(bytes = "bytes", tag = "11")]
+    pub holder: Bytes,
+    /// Of a durable subscription: it was open before, see [`SubscriptionChange::again`]; it goes on at `from`, wherever its
+    /// cursor is.
+    #[prost(bool, tag = "12")]
+    pub again: bool,
 }
 
 /// Bytes of events that a subscriber takes unless it says otherwise.
@@ -885,6 +902,9 @@ pub struct Opened {
     /// Of a durable subscription: its session.
     #[prost(uint64, tag = "5")]
     pub session: u64,
+    /// Of a durable subscription: where its cursor is. Events between it and `next` are gone, unless it goes on again.
+    #[prost(uint64, tag = "6")]
+    pub cursor: u64,
 }
 
 /// Events of a topic.
@@ -896,4 +916,11 @@ pub struct Events {
     /// Offset that the topic's next event will get, as this replica knows it.
     #[prost(uint64, tag = "2")]
     pub head: u64,
+}
+
+impl Events {
+    /// What an event costs of a subscriber's credit: its length in an encoded [`Events`], in bytes.
+    pub fn cost(event: &Stored) -> u64 {
+        prost::encoding::message::encoded_len(1, event) as u64
+    }
 }

@@ -4,12 +4,13 @@
 //! removal whose first try took effect is one that succeeded.
 
 use canal_proto::catalog::{
-    CatalogCommand, CatalogReply, Change, CreateTopic, FunctionInfo, GroupInfo, SetPaused, TopicInfo, TriggerInfo,
+    CatalogCommand, CatalogReply, Change, CreateTopic, FunctionInfo, GroupInfo, Placement, Retention, SetGroup,
+    SetPaused, SetTopic, TopicInfo, TriggerInfo,
 };
 use canal_proto::log::ActivationRecord;
 use canal_proto::peer::PeerInfo;
 use canal_proto::request::{
-    ActivationsAsk, Answer, Ask, CatalogAsk, CatalogView, GroupStatus, PeerStatus, PeerStatusAsk, PeersAsk,
+    ActivationsAsk, Answer, Ask, CatalogAsk, CatalogView, DrainAsk, GroupStatus, PeerStatus, PeerStatusAsk, PeersAsk,
     TopicStatus, TopicStatusAsk,
 };
 use canal_proto::{Code, GroupId, Pattern, TopicName};
@@ -24,6 +25,10 @@ pub struct TopicOptions {
     pub group: Option<String>,
     /// Replicas wanted; none: three, or what the group has.
     pub replicas: Option<u32>,
+    /// How long events are kept; none: for ever.
+    pub retention: Option<Retention>,
+    /// Where the replicas of a group that is created for it should be; none: anywhere.
+    pub placement: Option<Placement>,
 }
 
 /// What a creation came to.
@@ -43,15 +48,39 @@ impl Client {
     /// [`Client::call`].
     pub async fn create_topic(&self, name: &str, options: TopicOptions) -> Result<Created<TopicInfo>, Error> {
         name.parse::<TopicName>()?;
-        let group = options.group.unwrap_or_default();
+        let group = options.group.clone().unwrap_or_default();
         if !group.is_empty() {
             canal_proto::name::check_plain(&group)?;
         }
         let replicas = options.replicas.unwrap_or(0);
-        let reply = self
-            .change(Change::CreateTopic(CreateTopic { name: name.into(), group, replicas, ..CreateTopic::default() }))
-            .await?;
+        let TopicOptions { retention, placement, .. } = options;
+        let ask = CreateTopic { name: name.into(), group, replicas, retention, placement };
+        let reply = self.change(Change::CreateTopic(ask)).await?;
         created(reply.topic, reply.existed, "a topic's creation")
+    }
+
+    /// Changes how long a topic's events are kept. A retention without any bound keeps them for ever.
+    ///
+    /// # Errors
+    /// `UnknownTopic`; those of [`Client::call`].
+    pub async fn set_retention(&self, name: &str, retention: Retention) -> Result<TopicInfo, Error> {
+        let reply = self.change(Change::SetTopic(SetTopic { name: name.into(), retention: Some(retention) })).await?;
+        reply.topic.ok_or_else(|| Error::unexpected("a topic's change"))
+    }
+
+    /// Changes how many replicas a group should have (`None`: as before), and where they should be (`None`: as before).
+    /// It returns when that is committed; the group's leader then goes there step by step.
+    ///
+    /// # Errors
+    /// `UnknownGroup`, `InvalidArgument`; those of [`Client::call`].
+    pub async fn set_group(
+        &self,
+        group: GroupId,
+        replicas: Option<u32>,
+        placement: Option<Placement>,
+    ) -> Result<(), Error> {
+        let replicas = replicas.unwrap_or(0);
+        self.change(Change::SetGroup(SetGroup { group: group.0, replicas, placement })).await.map(|_| ())
     }
 
     /// Removes a topic and its events.
@@ -168,12 +197,14 @@ impl Client {
         }
     }
 
-    /// The peers that the catalog's leader knows of, by id.
+    /// The peers that the peer knows of which this client was given first, by id: all of a mesh of up to 256, a changing
+    /// sample of a larger one.
     ///
     /// # Errors
-    /// Those of [`Client::call`].
+    /// Those of [`Client::ready`].
     pub async fn peers(&self) -> Result<Vec<PeerInfo>, Error> {
-        match self.call(Target::Catalog, Ask::Peers(PeersAsk {})).await? {
+        let connection = self.ready().await?;
+        match connection.request(Ask::Peers(PeersAsk {}), self.options().deadline).await? {
             Answer::Peers(peers) => Ok(peers.peers),
             _ => Err(Error::unexpected("the list of peers")),
         }
@@ -188,6 +219,19 @@ impl Client {
         match connection.request(Ask::PeerStatus(PeerStatusAsk {}), self.options().deadline).await? {
             Answer::PeerStatus(status) => Ok(status),
             _ => Err(Error::unexpected("a peer's status")),
+        }
+    }
+
+    /// Begins to empty the peer that this client was given first (what it holds moves away, and it takes nothing new), or
+    /// gives that up.
+    ///
+    /// # Errors
+    /// Those of [`Client::ready`].
+    pub async fn drain(&self, on: bool) -> Result<(), Error> {
+        let connection = self.ready().await?;
+        match connection.request(Ask::Drain(DrainAsk { on }), self.options().deadline).await? {
+            Answer::Done(_) => Ok(()),
+            _ => Err(Error::unexpected("a drain")),
         }
     }
 

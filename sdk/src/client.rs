@@ -218,6 +218,15 @@ impl Client {
         &self.0.routes
     }
 
+    /// The peers by which the mesh was to be entered, in the order in which they were given.
+    pub(crate) fn entries(&self) -> Vec<Place> {
+        let place = |address: &String| {
+            let place = Place::address(address);
+            Place { peer: self.0.pool.peer_at(&place), ..place }
+        };
+        self.0.bootstrap.iter().map(place).collect()
+    }
+
     /// Where any peer may be found: those that are connected, those that were named, those that were heard of.
     fn anywhere(&self) -> Vec<Place> {
         let connected = self.0.pool.connected().into_iter().map(|connection| Place {

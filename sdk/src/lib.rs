@@ -43,6 +43,8 @@ mod deploy;
 mod error;
 mod pool;
 pub mod publisher;
+#[cfg(feature = "queue")]
+pub mod queue;
 mod routes;
 pub mod state;
 pub mod subscription;
@@ -57,7 +59,7 @@ pub use connection::{Connection, Opening, Reply};
 pub use error::Error;
 pub use publisher::{Deadline, Pending, Publisher, PublisherOptions, Refused};
 pub use state::State;
-pub use subscription::{Delivered, From, Subscription};
+pub use subscription::{Delivered, From, Lag, Lost, SubscribeOptions, Subscription, TopicLag};
 pub use transport::{AsyncReadWrite, BoxStream, Transport};
 
 /// The code in the README, so that it goes on to compile.

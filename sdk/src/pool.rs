@@ -102,6 +102,12 @@ impl Pool {
         self.known.lock().peers.get(&peer).is_some_and(|peer| peer.slot.live().is_some())
     }
 
+    /// Who is at this place, if somebody has answered there.
+    pub(crate) fn peer_at(&self, place: &Place) -> Option<PeerId> {
+        let known = self.known.lock();
+        place.peer.or_else(|| place.addresses.iter().find_map(|address| known.addresses.get(address)).copied())
+    }
+
     /// The conversation with whoever is at this place; begins one where there is none.
     pub(crate) async fn connect(&self, place: &Place) -> Result<Connection, Error> {
         let Some(peer) = place.peer else {

@@ -23,6 +23,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
+#[cfg(feature = "queue")]
+pub(crate) use self::window::Progress;
 use self::window::{Item, Window, size};
 use crate::Error;
 use crate::backoff::random;
@@ -57,7 +59,7 @@ pub enum Deadline {
     Client,
     /// This long for each event.
     After(Duration),
-    /// Until it is dropped.
+    /// Until it is dropped. Such a publisher can be made while the mesh can't be reached.
     Never,
 }
 
@@ -106,6 +108,26 @@ impl Client {
     /// As [`Client::publisher`].
     pub async fn publisher_with(&self, topic: &str, options: PublisherOptions) -> Result<Publisher, Error> {
         topic.parse::<TopicName>()?;
+        let route = match self.route_until(topic, Instant::now() + self.options().deadline).await {
+            Ok(route) => Some(route.topic),
+            // it is looked for again when there is something to publish
+            Err(error)
+                if options.deadline == Deadline::Never && matches!(error.code, Code::Unreachable | Code::NoQuorum) =>
+            {
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        self.begin_publisher(topic, options, route)
+    }
+
+    /// A publisher that looks for its topic, unless it is known, when there is something to publish. Asks nobody.
+    pub(crate) fn begin_publisher(
+        &self,
+        topic: &str,
+        options: PublisherOptions,
+        topic_id: Option<u64>,
+    ) -> Result<Publisher, Error> {
         let (producer, first) = match options.identity {
             Some(identity) => identity,
             None => (ProducerId(random()?), 1),
@@ -113,14 +135,13 @@ impl Client {
         if first == 0 {
             return Err(Error::new(Code::InvalidArgument, "sequences start at 1"));
         }
-        let route = self.route_until(topic, Instant::now() + self.options().deadline).await?;
         let deadline = match options.deadline {
             Deadline::Client => Some(self.options().deadline),
             Deadline::After(deadline) => Some(deadline),
             Deadline::Never => None,
         };
         let window = Arc::new(Window::new(first));
-        let pump = pump::Pump::new(self.clone(), topic.into(), route.topic, producer, deadline, Arc::clone(&window));
+        let pump = pump::Pump::new(self.clone(), topic.into(), topic_id, producer, deadline, Arc::clone(&window));
         let largest = size(&Event::default()) + MAX_PAYLOAD + (32 << 10);
         let window_bytes = options.window_bytes.clamp(largest, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
         let most = usize::try_from(RECEIPT_WINDOW).unwrap_or(usize::MAX);
@@ -151,6 +172,17 @@ impl Publisher {
     /// The error that ended this publisher, if one did.
     pub fn failure(&self) -> Option<Error> {
         self.window.failure()
+    }
+
+    /// What keeps the oldest event from its receipt, as far as that is known; none once a receipt has come.
+    pub fn trouble(&self) -> Option<Error> {
+        self.window.trouble()
+    }
+
+    /// How far the receipts are, to be waited for.
+    #[cfg(feature = "queue")]
+    pub(crate) fn progress(&self) -> tokio::sync::watch::Receiver<Progress> {
+        self.window.watch()
     }
 
     /// Publishes one event and waits for its receipt.

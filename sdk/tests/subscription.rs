@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use canal_proto::Code;
 use canal_proto::request::From as Wire;
-use canal_sdk::{Delivered, From, Subscription};
+use canal_sdk::{Delivered, From, SubscribeOptions, Subscription};
 use futures::StreamExt;
 
-use self::fake::Fake;
+use self::fake::{Behaviour, Fake};
 
 #[path = "support/fake.rs"]
 mod fake;
@@ -157,4 +157,75 @@ async fn a_slow_reader_holds_the_peer_back() {
     // nobody reads: the events stay with the peer, the stream stands, and all of them come in the end
     assert_eq!(take(&mut events, 200).await.len(), 200);
     assert_eq!(fake.subscribed().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_slow_reader_is_bounded_and_it_is_told_how_far_it_lags() {
+    let fake = Fake::new(1);
+    fake.topic("t", 1);
+    let payload = "x".repeat(10_000);
+    (0..100).for_each(|_| fake.append("t", &payload));
+    let options = SubscribeOptions { from: From::Earliest, credit: 100_000, ..SubscribeOptions::default() };
+    let mut events = fake.client(1).subscribe_with("t", options).await.unwrap();
+    take(&mut events, 1).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(fake.subscribes()[0].1.credit, 100_000);
+    assert_eq!(fake.granted(), 0, "one event of ten is no quarter of the window");
+    let lag = events.lag();
+    assert_eq!((lag.total(), lag.topics[0].next, lag.topics[0].head), (99, 1, 100));
+    take(&mut events, 99).await;
+    assert_eq!(events.lag().total(), 0);
+    let granted = fake.granted();
+    assert!((900_000..=1_010_000).contains(&granted), "as much as was read: {granted}");
+    fake.append("t", "last");
+    assert_eq!(take(&mut events, 1).await, [row("t", 100, "last")]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_falls_silent_is_left() {
+    let fake = Fake::new(3);
+    fake.topic("t", 1);
+    let mut events = fake.client(1).subscribe("t", From::Latest).await.unwrap();
+    // for minutes it only says that it stands
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(fake.subscribed().len(), 1);
+    fake.behave(1, Behaviour::Silent);
+    fake.append("t", "0");
+    let since = tokio::time::Instant::now();
+    assert_eq!(take(&mut events, 1).await, [row("t", 0, "0")]);
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    assert_ne!(fake.subscribed()[1].0, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_peer_that_was_named_comes_first_and_may_fetch_the_events() {
+    let fake = Fake::new(3);
+    fake.topic("t", 1);
+    fake.lead(2);
+    fake.without_replica(3);
+    let client = fake.client(3);
+    let mut events = client.subscribe("t", From::Earliest).await.unwrap();
+    let (peer, ask) = fake.subscribes()[0].clone();
+    assert_eq!((peer, ask.relay), (3, true));
+    fake.append("t", "0");
+    assert_eq!(take(&mut events, 1).await, [row("t", 0, "0")]);
+    // without it, a replica serves: which fetches nothing
+    fake.kill(3);
+    fake.append("t", "1");
+    assert_eq!(take(&mut events, 1).await, [row("t", 1, "1")]);
+    let (peer, ask) = fake.subscribes().last().unwrap().clone();
+    assert!(peer != 3 && !ask.relay);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_offset_that_is_no_longer_kept_is_an_error_that_names_the_oldest() {
+    let fake = Fake::new(2);
+    fake.topic("t", 1);
+    (0..4).for_each(|n| fake.append("t", &n.to_string()));
+    fake.trim("t", 2);
+    let client = fake.client(1);
+    let error = client.subscribe("t", From::Offset(1)).await.err().unwrap();
+    assert_eq!((error.code, error.detail), (Code::OutOfRange, 2));
+    let mut events = client.subscribe("t", From::Earliest).await.unwrap();
+    assert_eq!(take(&mut events, 2).await, [row("t", 2, "2"), row("t", 3, "3")]);
 }

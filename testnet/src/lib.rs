@@ -15,7 +15,9 @@ mod scenario;
 mod wait;
 
 pub mod cli;
+pub mod control;
 pub mod demo;
+pub mod emulated;
 pub mod replica;
 
 pub use error::Error;

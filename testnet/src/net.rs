@@ -9,6 +9,7 @@ use futures::future::{join_all, try_join_all};
 use tempfile::TempDir;
 
 use crate::Error;
+use crate::emulated::Network;
 use crate::peer::{Launch, Peer};
 use crate::scenario::Scenario;
 use crate::wait::until;
@@ -27,12 +28,17 @@ pub struct Options {
     pub keep: bool,
     /// What the peers log, as `CANAL_LOG` takes it.
     pub log: String,
+    /// More arguments of `canal start`, for every peer.
+    pub arguments: Vec<String>,
+    /// The network that the peers live on; none: loopback.
+    pub network: Option<Network>,
 }
 
 impl Options {
     /// With this program, in a temporary directory.
     pub fn new(executable: impl Into<PathBuf>) -> Self {
-        Self { executable: executable.into(), dir: None, keep: false, log: "info".into() }
+        let (log, arguments) = ("info".into(), Vec::new());
+        Self { executable: executable.into(), dir: None, keep: false, log, arguments, network: None }
     }
 }
 
@@ -58,7 +64,7 @@ impl Testnet {
         if !scenario.topics.is_empty() {
             let client = net.client(0).await?;
             for topic in &scenario.topics {
-                let options = TopicOptions { group: topic.group.clone(), replicas: topic.replicas };
+                let options = TopicOptions { group: topic.group.clone(), replicas: topic.replicas, ..TopicOptions::default() };
                 client.create_topic(&topic.name, options).await?;
             }
         }
@@ -80,7 +86,13 @@ impl Testnet {
             }
         };
         std::fs::create_dir_all(&dir).map_err(Error::io(format!("making {}", dir.display())))?;
-        let launch = Launch { executable: options.executable, mesh: scenario.mesh.clone(), log: options.log };
+        let Options { executable, log, arguments, network, .. } = options;
+        if let Some(network) = &network {
+            for (from, to, quality) in scenario.linked() {
+                network.set(from, to, quality).map_err(Error::io("setting a link"))?;
+            }
+        }
+        let launch = Launch { executable, mesh: scenario.mesh.clone(), log, arguments, network };
         let specs = scenario.expanded().into_iter().enumerate();
         let peers = specs.map(|(number, spec)| Peer::new(number, spec, launch.clone(), &dir)).collect();
         Ok(Self { peers, mesh: scenario.mesh.clone(), dir, temporary })
@@ -124,29 +136,28 @@ impl Testnet {
         self.peers.iter().try_for_each(Peer::kill)
     }
 
-    /// Waits until every peer that runs has joined, the mesh knows all of them, and its catalog stands on as many
-    /// replicas as it wants and can have.
+    /// Waits until every peer that runs has joined and knows all of them, and the catalog stands on as many replicas as it
+    /// wants and can have.
     ///
     /// # Errors
     /// [`Error::TooLate`].
     pub async fn wait_ready(&self) -> Result<(), Error> {
         let running: Vec<&Peer> = self.peers.iter().filter(|peer| peer.is_running()).collect();
+        let wanted = u32::try_from(running.len()).unwrap_or(u32::MAX);
         try_join_all(running.iter().map(|peer| async move {
-            until(&format!("peer {} joins the mesh", peer.number()), READY_DEADLINE, async || {
+            until(&format!("peer {} joins the mesh and knows all", peer.number()), READY_DEADLINE, async || {
                 let status = peer.status().await.map_err(|error| error.to_string())?;
-                if status.joined { Ok(()) } else { Err("it has not joined".into()) }
+                match (status.joined, status.known) {
+                    (true, known) if known >= wanted => Ok(()),
+                    (true, known) => Err(format!("it knows {known} of {wanted}")),
+                    (false, _) => Err("it has not joined".into()),
+                }
             })
             .await
         }))
         .await?;
         let Some(first) = running.first() else { return Ok(()) };
         let client = self.client(first.number()).await?;
-        let wanted = running.len();
-        until("the mesh knows its peers", READY_DEADLINE, async || {
-            let known = client.peers().await.map_err(|error| error.to_string())?.len();
-            if known >= wanted { Ok(()) } else { Err(format!("{known} of {wanted} are known")) }
-        })
-        .await?;
         let catalog = client.resolve(canal_proto::route::CATALOG, false).await?.group;
         self.wait_group(GroupId(catalog)).await.map(|_| ())
     }
@@ -176,7 +187,7 @@ impl Testnet {
         group: &str,
         replicas: u32,
     ) -> Result<GroupId, Error> {
-        let options = TopicOptions { group: Some(group.into()), replicas: Some(replicas) };
+        let options = TopicOptions { group: Some(group.into()), replicas: Some(replicas), ..TopicOptions::default() };
         let group = GroupId(client.create_topic(name, options).await?.info.group);
         self.wait_group(group).await?;
         Ok(group)

@@ -9,6 +9,7 @@ use std::fs::OpenOptions;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use canal_proto::request::PeerStatus;
@@ -20,6 +21,7 @@ use serde::Deserialize;
 use tokio::sync::{OnceCell, oneshot};
 
 use crate::Error;
+use crate::emulated::{Network, Space};
 use crate::scenario::PeerSpec;
 use crate::wait::until;
 
@@ -44,6 +46,8 @@ pub(crate) struct Launch {
     pub(crate) executable: PathBuf,
     pub(crate) mesh: String,
     pub(crate) log: String,
+    pub(crate) arguments: Vec<String>,
+    pub(crate) network: Option<Network>,
 }
 
 /// One peer of a testnet.
@@ -54,6 +58,8 @@ pub struct Peer {
     data: PathBuf,
     log: PathBuf,
     state: Mutex<State>,
+    /// Where its process lives on an emulated network, over all its restarts.
+    space: OnceLock<Space>,
     /// Knows no other peer: what it is told, this one has said.
     own: OnceCell<Client>,
 }
@@ -68,7 +74,7 @@ impl Peer {
     pub(crate) fn new(number: usize, spec: PeerSpec, launch: Launch, dir: &Path) -> Self {
         let data = dir.join(format!("peer-{number}"));
         let log = dir.join(format!("peer-{number}.log"));
-        Self { number, spec, launch, data, log, state: Mutex::default(), own: OnceCell::new() }
+        Self { number, spec, launch, data, log, state: Mutex::default(), space: OnceLock::new(), own: OnceCell::new() }
     }
 
     /// Its number, from 0.
@@ -181,14 +187,20 @@ impl Peer {
         let log = OpenOptions::new().create(true).append(true).open(&self.log);
         let log = log.map_err(Error::io(format!("opening {}", self.log.display())))?;
         let mut command = Command::new(&self.launch.executable);
-        command.args(self.arguments(join)).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+        let space = self.space()?;
+        let listen = space.map_or("127.0.0.1:0".to_owned(), |space| format!("{}:0", space.address()));
+        command.args(self.arguments(&listen, join)).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
         // what a person has set for their own peer is not meant for these
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CANAL_")) {
             command.env_remove(name);
         }
         command.env("CANAL_LOG", &self.launch.log);
         let what = format!("starting {}", self.launch.executable.display());
-        let mut child = command.spawn().map_err(Error::io(what))?;
+        let started = match space {
+            Some(space) => space.spawn(command),
+            None => command.spawn(),
+        };
+        let mut child = started.map_err(Error::io(what))?;
         let (up, waits) = oneshot::channel();
         if let Some(stdout) = child.stdout.take() {
             // ends with the process, whose output it reads
@@ -198,11 +210,21 @@ impl Peer {
         Ok(waits)
     }
 
-    fn arguments(&self, join: &[String]) -> Vec<OsString> {
+    /// Its place on the emulated network, if there is one.
+    fn space(&self) -> Result<Option<&Space>, Error> {
+        let Some(network) = &self.launch.network else { return Ok(None) };
+        if let Some(space) = self.space.get() {
+            return Ok(Some(space));
+        }
+        // the caller holds the lock on the state, so nobody makes another meanwhile
+        let space = network.space(self.number).map_err(Error::io("making a network namespace"))?;
+        Ok(Some(self.space.get_or_init(|| space)))
+    }
+
+    fn arguments(&self, listen: &str, join: &[String]) -> Vec<OsString> {
         let mut arguments: Vec<OsString> =
-            ["canal", "start", "--json", "--no-mdns", "--exit-with-stdin", "--listen", "127.0.0.1:0"]
-                .map(Into::into)
-                .into();
+            ["canal", "start", "--json", "--no-mdns", "--exit-with-stdin", "--listen", listen].map(Into::into).into();
+        arguments.extend(self.launch.arguments.iter().map(OsString::from));
         let mut push = |flag: &str, value: OsString| arguments.extend([flag.into(), value]);
         push("--data", self.data.clone().into());
         push("--mesh", self.launch.mesh.clone().into());

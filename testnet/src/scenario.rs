@@ -15,6 +15,10 @@
 //!     name = "plant/line1/temperature"
 //!     group = "plant"
 //!     replicas = 3
+//!     [[link]]
+//!     between = ["iot", "edge"]
+//!     delay_ms = 20
+//!     loss = 0.01
 //! "#.parse()?;
 //! assert_eq!(scenario.expanded().len(), 3);
 //! # Ok::<(), canal_testnet::Error>(())
@@ -29,12 +33,13 @@ use canal_proto::peer::Tier;
 use serde::Deserialize;
 
 use crate::Error;
+use crate::emulated::Quality;
 
 /// Peers of one testnet: more processes than that help nobody on one machine.
 const MAX_PEERS: usize = 64;
 
 /// A testnet to be.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
     /// Name of the mesh.
@@ -46,6 +51,20 @@ pub struct Scenario {
     /// Topics to be created once the mesh stands.
     #[serde(rename = "topic", default)]
     pub topics: Vec<TopicSpec>,
+    /// How the peers are linked, on an emulated network. Of several that fit two peers the last one counts; peers that none
+    /// fits have a link without delay.
+    #[serde(rename = "link", default)]
+    pub links: Vec<LinkSpec>,
+}
+
+/// A link between peers, the same in both directions.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct LinkSpec {
+    /// Two of: a tier, a site, a peer's number, `*` for any.
+    pub between: (String, String),
+    /// How it behaves.
+    #[serde(flatten)]
+    pub quality: Quality,
 }
 
 /// One peer, or several of a kind.
@@ -107,20 +126,40 @@ impl Scenario {
         let tiers = ["edge", "cloud", "iot"];
         let peers =
             tiers.iter().cycle().take(count).zip(0..).map(|(tier, n)| PeerSpec::new(tier, &format!("site-{n}")));
-        Self { mesh: default_mesh(), peers: peers.collect(), topics: Vec::new() }
+        Self { mesh: default_mesh(), peers: peers.collect(), topics: Vec::new(), links: Vec::new() }
     }
 
     /// Peers in three tiers at three sites: of five, one in the iot tier, two at the edge, two in the cloud.
     pub fn three_tiers(count: usize) -> Self {
         let kinds = [("iot", "plant"), ("edge", "edge"), ("cloud", "cloud"), ("edge", "edge"), ("cloud", "cloud")];
         let peers = kinds.iter().cycle().take(count).map(|(tier, site)| PeerSpec::new(tier, site));
-        Self { mesh: default_mesh(), peers: peers.collect(), topics: Vec::new() }
+        Self { mesh: default_mesh(), peers: peers.collect(), topics: Vec::new(), links: Vec::new() }
     }
 
     /// The peers one by one, in the order in which they are numbered.
     pub fn expanded(&self) -> Vec<PeerSpec> {
         let copies = |spec: &PeerSpec| std::iter::repeat_n(PeerSpec { count: 1, ..spec.clone() }, spec.count);
         self.peers.iter().flat_map(copies).collect()
+    }
+
+    /// The links that the scenario names, in both directions: from, to, and how it behaves.
+    pub fn linked(&self) -> Vec<(usize, usize, Quality)> {
+        let peers = self.expanded();
+        let fits = |end: &str, number: usize| {
+            let spec = peers.get(number);
+            end == "*" || end == number.to_string() || spec.is_some_and(|spec| end == spec.tier || end == spec.site)
+        };
+        let mut links = Vec::new();
+        for from in 0..peers.len() {
+            for to in (0..peers.len()).filter(|to| *to != from) {
+                let between = |link: &&LinkSpec| {
+                    let (a, b) = &link.between;
+                    (fits(a, from) && fits(b, to)) || (fits(b, from) && fits(a, to))
+                };
+                links.extend(self.links.iter().rfind(between).map(|link| (from, to, link.quality)));
+            }
+        }
+        links
     }
 
     /// Refuses what can't be run, and says what to change.
@@ -142,6 +181,9 @@ impl Scenario {
             if let Some(key) = spec.labels.keys().find(|key| key.is_empty() || key.contains('=')) {
                 return refuse(format!("label `{key}`: a label's name is not empty and holds no `=`"));
             }
+        }
+        for link in &self.links {
+            link.quality.check().map_err(|why| Error::Scenario(format!("link {:?}: {why}", link.between)))?;
         }
         for topic in &self.topics {
             topic.name.parse::<TopicName>().map_err(|e| named("topic", e))?;
@@ -190,6 +232,15 @@ mod tests {
         assert!(refused("[[peer]]\ncolour = \"red\"").contains("unknown field"));
         assert!(refused("mesh = \"a/b\"\n[[peer]]").contains("not a plain name"));
         assert!(refused("[[peer]]\n[[topic]]\nname = \"a/+\"").contains("wildcard"));
+    }
+
+    #[test]
+    fn the_last_link_that_fits_counts_in_both_directions() {
+        let text = "[[peer]]\ntier = \"iot\"\nsite = \"a\"\n[[peer]]\ntier = \"edge\"\n[[peer]]\ntier = \"cloud\"\n\
+                    [[link]]\nbetween = [\"*\", \"*\"]\ndelay_ms = 1\n[[link]]\nbetween = [\"cloud\", \"a\"]\ndelay_ms = 40.0";
+        let delays: Vec<_> = text.parse::<Scenario>().unwrap().linked().into_iter().map(|(a, b, q)| (a, b, q.delay_ms)).collect();
+        assert_eq!(delays, [(0, 1, 1.0), (0, 2, 40.0), (1, 0, 1.0), (1, 2, 1.0), (2, 0, 40.0), (2, 1, 1.0)]);
+        assert!(refused("[[peer]]\n[[link]]\nbetween = [\"*\", \"*\"]\nloss = 2.0").contains("use a share"));
     }
 
     #[test]

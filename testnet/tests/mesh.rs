@@ -11,13 +11,25 @@ mod common;
 mod crash;
 #[path = "mesh/demo.rs"]
 mod demo;
+#[path = "mesh/durable.rs"]
+mod durable;
 #[path = "mesh/functions.rs"]
 mod functions;
+#[path = "mesh/history.rs"]
+mod history;
 #[path = "mesh/leaders.rs"]
 mod leaders;
 #[path = "mesh/lifecycle.rs"]
 mod lifecycle;
+#[path = "mesh/peers.rs"]
+mod peers;
+#[path = "mesh/membership.rs"]
+mod membership;
+#[path = "mesh/queue.rs"]
+mod queue;
 #[path = "mesh/refusals.rs"]
 mod refusals;
+#[path = "mesh/retention.rs"]
+mod retention;
 #[path = "mesh/subscribers.rs"]
 mod subscribers;

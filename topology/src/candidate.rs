@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use canal_proto::PeerId;
-use canal_proto::peer::{PeerInfo, Tier};
+use canal_proto::peer::{Coordinate, PeerInfo, Tier};
 
 /// Load units of one logical processor; memory is converted at [`MEMORY_PER_CPU`] a processor.
 const UNITS_PER_CPU: u64 = 1024;
@@ -30,7 +30,7 @@ pub enum Error {
 }
 
 /// A peer that may hold a replica.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
     /// The peer.
     pub peer: PeerId,
@@ -46,6 +46,10 @@ pub struct Candidate {
     pub replicas: u32,
     /// What else it offers.
     pub labels: BTreeMap<String, String>,
+    /// It is being emptied.
+    pub draining: bool,
+    /// Where it stands in the space of round trips, when known.
+    pub coordinate: Option<Coordinate>,
 }
 
 impl Candidate {
@@ -75,6 +79,8 @@ impl TryFrom<&PeerInfo> for Candidate {
             memory: info.memory,
             replicas: info.replicas,
             labels: info.labels.iter().map(|label| (label.key.clone(), label.value.clone())).collect(),
+            draining: info.draining,
+            coordinate: info.coordinate,
         })
     }
 }
@@ -96,6 +102,8 @@ mod tests {
             memory,
             replicas,
             labels: BTreeMap::new(),
+            draining: false,
+            coordinate: None,
         }
     }
 
@@ -109,11 +117,15 @@ mod tests {
             cpus: 4,
             memory: 8 << 30,
             replicas: 3,
+            draining: true,
+            coordinate: Some(Coordinate { x: 1.0, y: 2.0, height: 3.0, error: 0.5 }),
             ..PeerInfo::default()
         };
         let expected = Candidate {
             site: "berlin".into(),
             labels: BTreeMap::from([("gpu".to_owned(), "1".to_owned())]),
+            draining: true,
+            coordinate: info.coordinate,
             ..sized(4, 8 << 30, 3)
         };
         assert_eq!(Candidate::try_from(&info), Ok(expected));

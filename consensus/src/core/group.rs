@@ -18,15 +18,22 @@ use raft::{Config, RawNode, ReadOnlyOption, StateRole};
 
 use super::keys::{Keys, Table};
 use super::kv::{Kv, KvError, WriteBatch};
-use super::log::{GroupLog, LogReader};
+use super::log::{GroupLog, LogReader, Persisted};
 use super::machine::{self, Effect, Place, Reply};
 use super::rows::{Applied, Configuration, Counter};
 use super::txn::Txn;
+use snapshots::Filling;
 
+mod guard;
+mod install;
 mod membership;
+mod snapshots;
 mod types;
 
-pub use types::{Input, Origin, Output, Persist, Refused, Status, Ticket, Ticks};
+pub use install::Install;
+pub use types::{
+    ChangeSet, Input, Origin, Output, Persist, Progress, Refused, SnapshotPoint, Status, Ticket, Ticks,
+};
 
 /// Bytes of append items that are put into one entry: an entry is sent, synced and applied as a whole.
 const BATCH_BYTES: usize = 1 << 20;
@@ -63,6 +70,11 @@ pub struct Group<L: LogReader> {
     after: Vec<Message>,
     committed: Vec<Entry>,
     outputs: Vec<Output>,
+    filling: Filling,
+    /// The rows are older than the log's beginning.
+    hollow: bool,
+    installing: Option<Install>,
+    forgotten: bool,
 }
 
 struct Waiting {
@@ -81,7 +93,7 @@ fn first_configuration(seed: &Seed) -> Configuration {
     }
 }
 
-fn conf_state(configuration: &Configuration) -> ConfState {
+pub(super) fn conf_state(configuration: &Configuration) -> ConfState {
     let mut state = ConfState::default();
     state.set_voters(configuration.voters.clone());
     state.set_learners(configuration.learners.clone());
@@ -98,14 +110,14 @@ impl<L: LogReader> Group<L> {
     /// When the store fails, or when log and state contradict each other: the state has applied entries that the log
     /// does not hold.
     pub fn open(origin: Origin<L>, ticks: Ticks, kv: &dyn Kv, logger: &slog::Logger) -> Result<Self, KvError> {
-        let Origin { seed, reader, mut hard_state, last } = origin;
+        let Origin { seed, reader, mut hard_state, last, log_bytes, compacted } = origin;
         let id = GroupId(seed.group);
         let mesh = MeshId::from_slice(&seed.mesh).map_err(|e| KvError(e.to_string()))?;
         let keys = Keys(id);
         let mut none = WriteBatch::default();
         let txn = Txn::new(id, kv, &mut none);
-        let applied: Applied = txn.get_or_default(&keys.one(Table::Applied))?;
-        let configuration = txn.get(&keys.one(Table::Configuration))?.unwrap_or_else(|| first_configuration(&seed));
+        let mut applied: Applied = txn.get_or_default(&keys.one(Table::Applied))?;
+        let mut configuration = txn.get(&keys.one(Table::Configuration))?.unwrap_or_else(|| first_configuration(&seed));
         let spec = machine::spec(&txn)?;
         let outbox = txn.get_or_default::<Counter>(&keys.one(Table::OutboxCount))?.value;
         if applied.index > last {
@@ -115,9 +127,21 @@ impl<L: LogReader> Group<L> {
                 applied.index
             )));
         }
+        let mut before = (0, 0);
+        let mut hollow = false;
+        if let Some(compacted) = compacted {
+            before = (compacted.index, compacted.term);
+            if applied.index < compacted.index {
+                // what is missing between the rows and the log can't be replayed: see `snapshots`
+                hollow = true;
+                applied = Applied { index: compacted.index, term: compacted.term, began: compacted.index };
+                configuration = compacted.configuration;
+            }
+        }
         // the commit index may be older on disk than what the state has seen of it
         hard_state.commit = hard_state.commit.max(applied.index);
-        let log = GroupLog::new(reader, id, hard_state, conf_state(&configuration), last);
+        let persisted = Persisted { hard_state, before, last: last.max(before.0), bytes: log_bytes };
+        let log = GroupLog::new(reader, id, persisted, conf_state(&configuration));
         // ids of one group differ, so do their timeouts: two replicas do not stand for election in step
         let timeout = ticks.election + (seed.replica as usize).wrapping_mul(3) % (ELECTION_SPREAD + 1);
         let config = Config {
@@ -156,6 +180,10 @@ impl<L: LogReader> Group<L> {
             after: Vec::new(),
             committed: Vec::new(),
             outputs: Vec::new(),
+            filling: Filling::default(),
+            hollow,
+            installing: None,
+            forgotten: false,
         })
     }
 
@@ -203,25 +231,35 @@ impl<L: LogReader> Group<L> {
             leader: raft.leader_id,
             committed: raft.raft_log.committed,
             applied: self.applied.index,
+            first: raft.raft_log.store.first(),
             last: raft.raft_log.last_index(),
+            log_bytes: raft.raft_log.store.live_bytes(),
             epoch: self.applied.began.max(self.configuration.index),
             configuration: self.configuration.clone(),
+            joint: !self.configuration.voters_outgoing.is_empty(),
             spec: self.spec.clone(),
             outbox: self.outbox,
             matched,
+            progress: self.progress(),
+            hollow: self.hollow,
+            installing: self.installing.is_some(),
+            forgotten: self.forgotten,
         }
     }
 
     /// Takes an input. What it leads to comes out of [`Self::prepare`] and [`Self::persisted`].
+    ///
+    /// While a snapshot is installed, and once the disk was found to have forgotten, messages and time pass unheard,
+    /// and requests are refused.
     pub fn handle(&mut self, input: Input, now_ms: u64) {
+        if self.is_deaf() {
+            return self.refuse(input);
+        }
         match input {
-            Input::Tick => {
-                self.raw.tick();
-            }
+            Input::Tick => self.tick(),
             Input::Message(peer, message) => {
                 self.meet(peer, message.from);
-                // a replica that was removed, or a message that makes no sense here: raft-rs says so, nothing is lost
-                let _ = self.raw.step(*message);
+                self.hear(*message);
             }
             Input::Append(ticket, item) => self.appends.push((ticket, item)),
             Input::Propose(ticket, kind) => {
@@ -237,12 +275,39 @@ impl<L: LogReader> Group<L> {
                 }
             }
             Input::AddLearner(ticket, replica) => self.add_learner(ticket, replica),
-            Input::Promote(ticket, id) => self.promote(ticket, id),
-            Input::Transfer(to) => self.raw.transfer_leader(to),
-            Input::Unreachable(id) => self.raw.report_unreachable(id),
-            Input::Campaign => {
-                let _ = self.raw.campaign();
+            Input::Promote(ticket, id) => {
+                self.change(ticket, &ChangeSet { promote: vec![id], remove: Vec::new() });
             }
+            Input::Change(ticket, change) => self.change(ticket, &change),
+            Input::Transfer(to) => self.transfer(to),
+            Input::Unreachable(id) => self.raw.report_unreachable(id),
+            Input::Campaign => self.campaign(),
+            Input::SnapshotReady(point, data) => self.snapshot_ready(&point, data),
+            Input::SnapshotFailed => self.snapshot_failed(),
+            Input::SnapshotLost(id) => self.snapshot_lost(id),
+        }
+    }
+
+    /// Whether it takes nothing in: a snapshot is being installed, or it must not take part any more.
+    fn is_deaf(&self) -> bool {
+        self.forgotten || self.installing.is_some()
+    }
+
+    fn refuse(&mut self, input: Input) {
+        match input {
+            Input::Append(ticket, _)
+            | Input::Propose(ticket, _)
+            | Input::Read(ticket)
+            | Input::AddLearner(ticket, _)
+            | Input::Promote(ticket, _)
+            | Input::Change(ticket, _) => self.outputs.push(Output::Reply(ticket, Err(Refused::NotLeader))),
+            Input::SnapshotReady(..) | Input::SnapshotFailed => self.snapshot_failed(),
+            Input::Tick
+            | Input::Message(..)
+            | Input::Transfer(_)
+            | Input::Unreachable(_)
+            | Input::Campaign
+            | Input::SnapshotLost(_) => {}
         }
     }
 
@@ -304,7 +369,7 @@ impl<L: LogReader> Group<L> {
     /// messages need not wait.
     pub fn prepare(&mut self, now_ms: u64) -> Option<Persist> {
         self.flush_appends(now_ms);
-        if !self.raw.has_ready() {
+        if self.is_deaf() || !self.raw.has_ready() {
             return None;
         }
         let mut ready = self.raw.ready();
@@ -321,19 +386,25 @@ impl<L: LogReader> Group<L> {
             }
         }
         let entries = ready.take_entries();
-        let sync = ready.must_sync();
-        self.raw.mut_store().append(&entries);
-        let hard_state = ready.hs().cloned();
+        let mut sync = ready.must_sync();
+        let mut hard_state = ready.hs().cloned();
         if let Some(hard_state) = &hard_state {
             self.raw.mut_store().set_hard_state(hard_state.clone());
         }
+        let install = self.begin_install(&ready);
+        if install.is_some() {
+            // the commit index is ahead of the log until the installation ends, and goes to disk with that
+            hard_state = None;
+            sync = true;
+        }
+        self.raw.mut_store().append(&entries);
         self.ready = Some(ready);
-        Some(Persist { entries, hard_state, sync })
+        Some(Persist { entries, hard_state, sync, install })
     }
 
     /// Whether there is more to do without another input.
     pub fn has_work(&self) -> bool {
-        self.ready.is_some() || !self.committed.is_empty() || self.raw.has_ready()
+        !self.is_deaf() && (self.ready.is_some() || !self.committed.is_empty() || self.raw.has_ready())
     }
 
     /// Goes on once what [`Self::prepare`] gave is on disk: applies what is committed to `batch`, answers, sends.
@@ -341,20 +412,16 @@ impl<L: LogReader> Group<L> {
     /// # Errors
     /// When the store fails or is damaged. The replica must not go on.
     pub fn persisted(&mut self, kv: &dyn Kv, batch: &mut WriteBatch) -> Result<(), KvError> {
-        if let Some(ready) = self.ready.take() {
-            let mut light = self.raw.advance_append(ready);
-            if let Some(commit) = light.commit_index() {
-                self.raw.mut_store().set_commit(commit);
-            }
-            let mut messages = std::mem::take(&mut self.after);
-            messages.extend(light.take_messages());
-            if !messages.is_empty() {
-                self.outputs.push(Output::Send(messages));
-            }
-            self.committed.extend(light.take_committed_entries());
+        if self.is_deaf() {
+            return Ok(());
         }
+        self.advance();
         let committed = std::mem::take(&mut self.committed);
-        if !committed.is_empty() {
+        if let Some(last) = committed.last().filter(|_| self.hollow) {
+            // nothing can be applied; raft-rs is told otherwise, so that it has done with these entries
+            self.applied = Applied { index: last.index, term: last.term, began: last.index };
+            self.raw.advance_apply_to(last.index);
+        } else if !committed.is_empty() {
             for entry in committed {
                 self.apply(entry, kv, batch)?;
             }
@@ -364,11 +431,28 @@ impl<L: LogReader> Group<L> {
         }
         self.notice_role();
         self.answer_reads();
+        self.want_snapshot();
         Ok(())
+    }
+
+    /// Tells raft-rs that what [`Self::prepare`] gave is on disk.
+    fn advance(&mut self) {
+        let Some(ready) = self.ready.take() else { return };
+        let mut light = self.raw.advance_append(ready);
+        if let Some(commit) = light.commit_index() {
+            self.raw.mut_store().set_commit(commit);
+        }
+        let mut messages = std::mem::take(&mut self.after);
+        messages.extend(light.take_messages());
+        if !messages.is_empty() {
+            self.outputs.push(Output::Send(messages));
+        }
+        self.committed.extend(light.take_committed_entries());
     }
 
     fn apply(&mut self, entry: Entry, kv: &dyn Kv, batch: &mut WriteBatch) -> Result<(), KvError> {
         let (index, term) = (entry.index, entry.term);
+        let mut refused = None;
         let reply = match entry.entry_type {
             // the entry with which a leader begins its term
             EntryType::EntryNormal if entry.data.is_empty() => Reply::Done,
@@ -383,23 +467,26 @@ impl<L: LogReader> Group<L> {
                     match &effect {
                         Effect::Spec => self.spec = Arc::new(machine::spec(&txn)?),
                         Effect::Outbox(len) => self.outbox = *len,
-                        Effect::Head { .. } | Effect::Catalog => {}
+                        _ => {}
                     }
                     self.outputs.push(Output::Effect(effect));
                 }
                 reply
             }
             EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
-                self.apply_change(index, entry.data, kv, batch)?;
+                if !self.apply_change(index, entry.data, kv, batch)? {
+                    refused = Some(Refused::Configuration("the change does not fit the configuration"));
+                }
                 Reply::Done
             }
         };
+        let reply = refused.map_or(Ok(reply), Err);
         let began = if term == self.applied.term { self.applied.began } else { index };
         self.applied = Applied { index, term, began };
         while self.waiting.front().is_some_and(|waiting| waiting.index <= index) {
             let Some(waiting) = self.waiting.pop_front() else { break };
             let ours = waiting.index == index && waiting.term == term;
-            self.answer(waiting.tickets, if ours { Ok(reply.clone()) } else { Err(Refused::NotLeader) });
+            self.answer(waiting.tickets, if ours { reply.clone() } else { Err(Refused::NotLeader) });
         }
         Ok(())
     }

@@ -7,7 +7,7 @@
 use canal_proto::catalog::CatalogReply;
 use canal_proto::cursor::Cursor;
 pub use canal_proto::log::OutcomeResult;
-use canal_proto::log::{Command, GroupSpec, Kind};
+use canal_proto::log::{Command, GroupSpec, Kind, Subscription};
 use canal_proto::{Code, GroupId, MeshId, Receipt, TopicId, WireError};
 
 use super::keys::Table;
@@ -19,7 +19,10 @@ mod append;
 mod catalog;
 mod outbox;
 mod outcomes;
+mod seals;
 mod spec;
+mod steps;
+mod subscriptions;
 
 pub use catalog::{group_spec, is_dead_letter_target_of};
 
@@ -47,6 +50,10 @@ pub enum Reply {
     Outcomes(Vec<OutcomeResult>, Vec<Cursor>),
     /// To a change of the catalog.
     Catalog(Box<Result<CatalogReply, WireError>>),
+    /// To a seal: whether it stands, or why nothing of it does.
+    Sealed(Result<(), WireError>),
+    /// To a change of a durable subscription: as it stands now, or as it was when it was removed.
+    Subscription(Result<Subscription, WireError>),
     /// Applied, or without effect because something newer stands.
     Done,
 }
@@ -67,6 +74,29 @@ pub enum Effect {
     Outbox(u64),
     /// The catalog changed.
     Catalog,
+    /// The events of all entries up to this index are in segments.
+    Sealed {
+        /// The index.
+        through: u64,
+    },
+    /// A topic let go of its oldest events.
+    Trimmed {
+        /// The topic.
+        topic: TopicId,
+        /// Offset of the oldest event that is left.
+        oldest: u64,
+    },
+    /// A durable subscription was opened, moved or removed.
+    Subscription {
+        /// The topic.
+        topic: TopicId,
+        /// Its name.
+        name: String,
+        /// Its session; 0 when it was removed.
+        session: u64,
+    },
+    /// A step in which the replicas changed was recorded under this number.
+    Step(u64),
 }
 
 /// Applies one entry.
@@ -101,7 +131,18 @@ pub fn apply(txn: &mut Txn<'_>, place: Place<'_>, command: &Command) -> Result<(
             effects.push(Effect::Catalog);
             Reply::Catalog(Box::new(result))
         }
-        Some(Kind::Seal(_) | Kind::Trim(_) | Kind::Subscription(_) | Kind::Step(_)) => Reply::Done,
+        Some(Kind::Seal(seal)) => Reply::Sealed(seals::apply(txn, place, seal, &mut effects)?),
+        Some(Kind::Trim(trim)) => {
+            seals::trim(txn, trim, &mut effects)?;
+            Reply::Done
+        }
+        Some(Kind::Subscription(change)) => {
+            Reply::Subscription(subscriptions::apply(txn, place, command.time_ms, change, &mut effects)?)
+        }
+        Some(Kind::Step(step)) => {
+            steps::apply(txn, step, &mut effects)?;
+            Reply::Done
+        }
         Some(Kind::EndProducer(end)) => {
             append::end_producer(txn, end)?;
             Reply::Done
@@ -140,6 +181,7 @@ fn extend(
     let key = txn.keys.topic_only(Table::Topics, id);
     let Some(mut topic) = txn.get::<Topic>(&key)? else { return Ok(None) };
     let first = topic.next;
+    let before = topic.bytes;
     topic.next += count;
     topic.bytes += bytes;
     txn.put(key, &topic);
@@ -147,6 +189,7 @@ fn extend(
         index: place.index,
         part: u32::try_from(part).unwrap_or(u32::MAX),
         count: u32::try_from(count).unwrap_or(u32::MAX),
+        before,
     };
     txn.put(txn.keys.topic(Table::Events, id, first), &locator);
     effects.push(Effect::Head { topic: id, next: topic.next });

@@ -61,6 +61,22 @@ pub struct Topic {
     /// Producers remembered.
     #[prost(uint64, tag = "3")]
     pub producers: u64,
+    /// Offset of the oldest event that can be read; never above `sealed`.
+    #[prost(uint64, tag = "4")]
+    pub oldest: u64,
+    /// Events before this offset are in segments, or gone. Locators below it are the replica's own; never above `next`.
+    #[prost(uint64, tag = "5")]
+    pub sealed: u64,
+    /// Bytes of payload that went with the events before `oldest`. Inside a segment they are taken to be spread evenly.
+    #[prost(uint64, tag = "6")]
+    pub trimmed: u64,
+}
+
+impl Topic {
+    /// Bytes of payload that are kept.
+    pub fn kept(&self) -> u64 {
+        self.bytes.saturating_sub(self.trimmed)
+    }
 }
 
 /// Where a run of consecutive events stands in the Raft log.
@@ -75,6 +91,9 @@ pub struct Locator {
     /// Events.
     #[prost(uint32, tag = "3")]
     pub count: u32,
+    /// Bytes of payload appended to the topic before them.
+    #[prost(uint64, tag = "4")]
+    pub before: u64,
 }
 
 /// What is remembered of a producer in a topic.

@@ -78,6 +78,27 @@ impl<'a> Txn<'a> {
         rows.into_iter().map(|(key, value)| decode(&key, value).map(|row| (key, row))).collect()
     }
 
+    /// The last row whose key begins with `prefix` and is not above `most`.
+    pub fn last<M: Message + Default>(&self, prefix: &[u8], most: &[u8]) -> Result<Option<(Bytes, M)>, KvError> {
+        if *most < *prefix {
+            return Ok(None);
+        }
+        let behind = if most.starts_with(prefix) { [most, &[0]].concat() } else { end_of(prefix) };
+        let inside = |key: &Bytes| key.starts_with(prefix) && **key <= *most;
+        let changed: Vec<_> =
+            self.batch.ops.range(Bytes::copy_from_slice(prefix)..).take_while(|(key, _)| inside(key)).collect();
+        // every removed row may hide one of the store's
+        let stored = self.kv.scan(prefix, &behind, changed.len().saturating_add(1), true)?;
+        let mut rows: std::collections::BTreeMap<Bytes, Bytes> = stored.into_iter().collect();
+        for (key, value) in changed {
+            match value {
+                Some(value) => rows.insert(key.clone(), value.clone()),
+                None => rows.remove(key),
+            };
+        }
+        rows.pop_last().map(|(key, value)| decode(&key, value).map(|row| (key, row))).transpose()
+    }
+
     /// Removes all rows whose keys begin with `prefix`.
     pub fn delete_all(&mut self, prefix: &[u8]) -> Result<(), KvError> {
         for (key, _) in self.scan_bytes(prefix, usize::MAX / 2)? {
@@ -90,4 +111,38 @@ impl<'a> Txn<'a> {
 /// Reads a row; a row that can't be read is damage, not data.
 pub fn decode<M: Message + Default>(key: &[u8], bytes: Bytes) -> Result<M, KvError> {
     M::decode(bytes).map_err(|e| KvError(format!("the row at key {key:02x?} is damaged: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::core::kv::MemoryKv;
+    use crate::core::rows::Counter;
+
+    #[test]
+    fn the_last_row_is_found_under_the_turns_changes() {
+        let kv = MemoryKv::default();
+        let row = |value| Counter { value };
+        let mut stored = WriteBatch::default();
+        for (key, value) in [("a9", 9), ("b1", 1), ("b3", 3), ("b5", 5), ("c0", 0)] {
+            stored.ops.insert(key.into(), Some(row(value).encode_to_vec().into()));
+        }
+        kv.write(&stored);
+        let mut batch = WriteBatch::default();
+        let mut txn = Txn::new(GroupId(1), &kv, &mut batch);
+        let last =
+            |txn: &Txn<'_>, most: &str| txn.last::<Counter>(b"b", most.as_bytes()).unwrap().map(|(_, row)| row.value);
+        assert_eq!(
+            ["b0", "b1", "b2", "b4", "b5", "b9", "c9"].map(|most| last(&txn, most)),
+            [None, Some(1), Some(1), Some(3), Some(5), Some(5), Some(5)]
+        );
+        assert_eq!(last(&txn, "a9"), None);
+        txn.delete("b5".into());
+        txn.delete("b3".into());
+        txn.put("b2".into(), &row(2));
+        assert_eq!(["b1", "b3", "b9"].map(|most| last(&txn, most)), [Some(1), Some(2), Some(2)]);
+        txn.put("b7".into(), &row(7));
+        assert_eq!(["b6", "b9"].map(|most| last(&txn, most)), [Some(2), Some(7)]);
+    }
 }

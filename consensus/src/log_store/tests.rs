@@ -9,6 +9,8 @@ use tempfile::TempDir;
 
 use super::*;
 
+mod compaction;
+
 const GROUP: GroupId = GroupId(7);
 
 fn entry(index: u64, term: u64, data: impl AsRef<[u8]>) -> Entry {
@@ -20,7 +22,7 @@ fn entries(range: std::ops::Range<u64>, term: u64) -> Vec<Entry> {
 }
 
 fn append(group: GroupId, entries: Vec<Entry>) -> GroupWrite {
-    GroupWrite { group, entries, hard_state: None }
+    GroupWrite { group, entries, ..GroupWrite::default() }
 }
 
 fn hard_state(term: u64, vote: u64, commit: u64) -> HardState {
@@ -57,11 +59,11 @@ fn what_is_appended_is_read_and_survives_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     assert_eq!(store.load(GROUP).unwrap(), None);
-    let write = GroupWrite { group: GROUP, entries: entries(1..11, 1), hard_state: Some(hard_state(1, 2, 3)) };
+    let write = GroupWrite { group: GROUP, entries: entries(1..11, 1), hard_state: Some(hard_state(1, 2, 3)), ..append(GROUP, vec![]) };
     store.write(&[write], true).unwrap();
     store.write(&[append(GROUP, entries(11..21, 2))], false).unwrap();
     let check = |store: &LogStore| {
-        let loaded = Loaded { hard_state: hard_state(1, 2, 3), first: 1, last: 20 };
+        let loaded = Loaded { hard_state: hard_state(1, 2, 3), first: 1, last: 20, ..Loaded::default() };
         assert_eq!(store.load(GROUP).unwrap(), Some(loaded));
         assert_eq!(store.entries(GROUP, 1, 21, None).unwrap(), [entries(1..11, 1), entries(11..21, 2)].concat());
         assert_eq!(store.entries(GROUP, 10, 12, None).unwrap(), [entries(10..11, 1), entries(11..12, 2)].concat());
@@ -149,6 +151,7 @@ fn one_turn_of_many_groups_survives_a_crash() {
             group: GroupId(group),
             entries: entries(from..to, group),
             hard_state: Some(hard_state(group, 1, from)),
+            ..GroupWrite::default()
         };
         (1..=500).map(write).collect()
     };
@@ -158,7 +161,7 @@ fn one_turn_of_many_groups_survives_a_crash() {
     store.write(&turn(4, 5), true).unwrap();
     let store = open(image.path());
     for group in 1..=500 {
-        let loaded = Loaded { hard_state: hard_state(group, 1, 3), first: 1, last: 3 };
+        let loaded = Loaded { hard_state: hard_state(group, 1, 3), first: 1, last: 3, ..Loaded::default() };
         assert_eq!(store.load(GroupId(group)).unwrap(), Some(loaded));
         assert_eq!(store.entries(GroupId(group), 1, 4, None).unwrap(), entries(1..4, group));
     }
@@ -245,7 +248,7 @@ fn a_failed_sync_is_an_error_and_stops_the_store() {
     assert!(matches!(store.write(&[append(GROUP, entries(3..5, 1))], true), Err(Error::Stopped)));
     assert!(matches!(store.write(&[], false), Err(Error::Stopped)));
     assert!(matches!(store.put_meta(GROUP, b"other"), Err(Error::Stopped)));
-    assert!(matches!(store.remove(GROUP), Err(Error::Stopped)));
+    assert!(matches!(store.remove(GROUP, 1), Err(Error::Stopped)));
     assert!(matches!(store.purge(), Err(Error::Stopped)));
     // Reads go on, of what is known to be there.
     assert_eq!(store.load(GROUP).unwrap().unwrap().last, 2);
@@ -312,7 +315,7 @@ fn records_name_the_groups_and_removal_leaves_nothing() {
     assert_eq!(store.groups().unwrap(), [0, 9, u64::MAX].map(GroupId));
     assert_eq!(store.meta(GroupId(9)).unwrap().as_deref(), Some(b"seed of 9".as_slice()));
     assert_eq!(store.meta(GROUP).unwrap(), None);
-    store.remove(GroupId(9)).unwrap();
+    store.remove(GroupId(9), 4).unwrap();
     let check = |store: &LogStore| {
         assert_eq!(store.groups().unwrap(), [0, u64::MAX].map(GroupId));
         assert_eq!(store.load(GroupId(9)).unwrap(), None);
@@ -339,10 +342,11 @@ fn indices_terms_and_groups_may_be_as_wide_as_they_are() {
     let (group, start) = (GroupId(u64::MAX), u64::MAX - 10);
     let written = entries(start..start + 5, u64::MAX);
     let state = hard_state(u64::MAX, u64::MAX, start);
-    store.write(&[GroupWrite { group, entries: written.clone(), hard_state: Some(state.clone()) }], true).unwrap();
+    let write = GroupWrite { hard_state: Some(state.clone()), ..append(group, written.clone()) };
+    store.write(&[write], true).unwrap();
     drop(store);
     let store = open(dir.path());
-    let loaded = Loaded { hard_state: state, first: start, last: start + 4 };
+    let loaded = Loaded { hard_state: state, first: start, last: start + 4, ..Loaded::default() };
     assert_eq!(store.load(group).unwrap(), Some(loaded));
     assert_eq!(store.entries(group, start, start + 5, None).unwrap(), written);
     let last = vec![entry(u64::MAX, 1, "")];
@@ -360,7 +364,8 @@ fn stored_bytes_are_pinned() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let state = hard_state(5, 3, 300);
-    store.write(&[GroupWrite { group: GROUP, entries: vec![stored.clone()], hard_state: Some(state) }], true).unwrap();
+    let write = GroupWrite { hard_state: Some(state), ..append(GROUP, vec![stored.clone()]) };
+    store.write(&[write], true).unwrap();
     drop(store);
     let bytes = fs::read(&files(dir.path())[0]).unwrap();
     assert!(bytes.starts_with(b"RAFT-LOG-FILE-HEADER-9986AB3E47F320B394C8E84916EB0ED5"), "{:?}", &bytes[..64]);

@@ -116,6 +116,69 @@ fn large_values_are_kept(store: &dyn StateStore) {
     assert!(store.scan(b"l", b"", 1, false).unwrap()[0].1 == value(9, 3 << 20));
 }
 
+fn frozen_rows_stay_as_they_were(store: &dyn StateStore) {
+    store.write(&batch(&[(b"a", Some(b"1")), (b"g", Some(b"2")), (b"g\x00", Some(b"3")), (b"h", Some(b"4"))])).unwrap();
+    let frozen = store.freeze(b"g").unwrap();
+    let everything = store.freeze(b"").unwrap();
+    let before = all(store);
+    let under: Rows = before.iter().filter(|(key, _)| key.starts_with(b"g")).map(|(k, v)| (k.clone(), v.clone())).collect();
+    // Far more than a memtable, so that tables are written and merged below the frozen rows.
+    for round in 0..40_u8 {
+        let large = vec![round; 256 << 10];
+        let key = [b'g', round];
+        store.write(&batch(&[(b"g", Some(&[round])), (b"g\x00", None), (&key, Some(&large)), (b"a", None)])).unwrap();
+    }
+    store.flush().unwrap();
+    for (frozen, rows) in [(&frozen, &under), (&everything, &before)] {
+        let bounds: [&[u8]; 7] = [b"", b"a", b"b", b"g", b"g\x00", b"g\xff", b"i"];
+        for (start, end) in bounds.iter().flat_map(|start| bounds.iter().map(move |end| (*start, *end))) {
+            for (limit, reverse) in [(1, false), (1, true), (9, false), (9, true)] {
+                let got = frozen.scan(start, end, limit, reverse).unwrap();
+                assert_eq!(got, expected(rows, start, end, limit, reverse), "{start:?}..{end:?} {limit} {reverse}");
+            }
+        }
+        for key in [b"a".as_slice(), b"g", b"g\x00", b"g\x01", b"h"] {
+            assert_eq!(frozen.get(key).unwrap(), rows.get(key).cloned(), "{key:?}");
+        }
+    }
+    assert_eq!(store.get(b"g").unwrap().as_deref(), Some([39].as_slice()));
+}
+
+/// Rows that are frozen while batches are written are those of whole batches.
+fn frozen_rows_are_whole_batches(store: &dyn StateStore) {
+    const KEYS: u8 = 40;
+    let numbered = |n: u64| {
+        let row = |key: u8| (Bytes::from(vec![b'k', key]), Some(Bytes::copy_from_slice(&n.to_be_bytes())));
+        WriteBatch { ops: (0..KEYS).map(row).collect() }
+    };
+    store.write(&numbered(0)).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut n = 0;
+            while !done.load(Ordering::SeqCst) {
+                n += 1;
+                store.write(&numbered(n)).unwrap();
+            }
+            n
+        });
+        // few, because the versions that are written meanwhile make each slower than the one before
+        let seen: Vec<_> = (0..12)
+            .map(|_| {
+                let rows = store.freeze(b"k")?.scan(b"k", b"l", 1000, false)?;
+                Ok::<_, KvError>(rows.into_iter().map(|(_, value)| value).collect::<Vec<_>>())
+            })
+            .collect();
+        done.store(true, Ordering::SeqCst);
+        assert!(writer.join().unwrap() > 0);
+        let seen: Vec<_> = seen.into_iter().map(Result::unwrap).collect();
+        for values in &seen {
+            assert_eq!(*values, vec![values[0].clone(); usize::from(KEYS)]);
+        }
+        assert!(seen.is_sorted(), "the rows went back in time");
+    });
+}
+
 /// Readers see the rows of a batch all at once, in a scan as in gets one after the other.
 fn readers_see_whole_batches(store: &dyn StateStore) {
     const KEYS: u8 = 40;
@@ -375,7 +438,9 @@ macro_rules! suite {
             a_batch_sets_replaces_and_deletes,
             a_batch_with_a_key_out_of_bounds_is_refused_as_a_whole,
             large_values_are_kept,
-            readers_see_whole_batches
+            readers_see_whole_batches,
+            frozen_rows_stay_as_they_were,
+            frozen_rows_are_whole_batches
         );
     };
     ($store:ident, $durable:ident, $backend:expr, loses_unflushed: $loses:expr) => {

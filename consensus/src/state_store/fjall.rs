@@ -13,10 +13,13 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use fjall::{Database, Guard, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode};
+use fjall::{
+    Database, Guard, Iter, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable as _, Snapshot,
+};
 use parking_lot::RwLock;
 
 use super::{StateStore, allocated, check, failure, has_room};
+use crate::core::keys::end_of;
 use crate::core::kv::{Kv, KvError, WriteBatch};
 
 /// Bytes of journals at most: the least that fjall takes. They hold what is not yet in a table.
@@ -67,11 +70,48 @@ impl Kv for Rows {
         }
         let _no_batch = self.batches.read();
         let range = if end.is_empty() { self.rows.range(start..) } else { self.rows.range(start..end) };
-        let row = |row: Guard| {
-            let (key, value) = row.into_inner().map_err(|error| failure("read", &self.dir, error))?;
-            Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
+        collect(range, limit, reverse, &self.dir)
+    }
+}
+
+fn collect(range: Iter, limit: usize, reverse: bool, dir: &Path) -> Result<Vec<(Bytes, Bytes)>, KvError> {
+    let row = |row: Guard| {
+        let (key, value) = row.into_inner().map_err(|error| failure("read", dir, error))?;
+        Ok((Bytes::copy_from_slice(&key), Bytes::copy_from_slice(&value)))
+    };
+    if reverse { range.rev().take(limit).map(row).collect() } else { range.take(limit).map(row).collect() }
+}
+
+/// Rows under a prefix, through a snapshot that was taken between two batches.
+struct Frozen {
+    snapshot: Snapshot,
+    rows: Keyspace,
+    dir: PathBuf,
+    prefix: Vec<u8>,
+    end: Vec<u8>,
+}
+
+impl Kv for Frozen {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, KvError> {
+        if !key.starts_with(&self.prefix) {
+            return Ok(None);
+        }
+        let value = self.snapshot.get(&self.rows, key).map_err(|error| failure("read", &self.dir, error))?;
+        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
+    }
+
+    fn scan(&self, start: &[u8], end: &[u8], limit: usize, reverse: bool) -> Result<Vec<(Bytes, Bytes)>, KvError> {
+        let start = start.max(&self.prefix);
+        let end = if end.is_empty() || (!self.end.is_empty() && &self.end[..] < end) { &self.end[..] } else { end };
+        if !has_room(start, end) {
+            return Ok(Vec::new());
+        }
+        let range = if end.is_empty() {
+            self.snapshot.range(&self.rows, start..)
+        } else {
+            self.snapshot.range(&self.rows, start..end)
         };
-        if reverse { range.rev().take(limit).map(row).collect() } else { range.take(limit).map(row).collect() }
+        collect(range, limit, reverse, &self.dir)
     }
 }
 
@@ -92,6 +132,14 @@ impl StateStore for Rows {
 
     fn flush(&self) -> Result<(), KvError> {
         self.database.persist(PersistMode::SyncData).map_err(|error| failure("flush", &self.dir, error))
+    }
+
+    fn freeze(&self, prefix: &[u8]) -> Result<Box<dyn Kv + Send>, KvError> {
+        // a batch that is under way would show through it in part; later ones never do
+        let _no_batch = self.batches.read();
+        let snapshot = self.database.snapshot();
+        let (prefix, end) = (prefix.to_vec(), end_of(prefix));
+        Ok(Box::new(Frozen { snapshot, rows: self.rows.clone(), dir: self.dir.clone(), prefix, end }))
     }
 
     fn name(&self) -> &'static str {

@@ -1,7 +1,8 @@
 //! State in sled 0.34: one tree. The only module that names sled.
 //!
 //! sled applies a batch under a lock that keeps readers of single rows out; a scan reads row by row and could see
-//! half of a batch, so it holds off batches here. sled recovers a batch whole or not at all.
+//! half of a batch, so it holds off batches here. sled recovers a batch whole or not at all. It has no snapshots: rows
+//! are frozen by a copy.
 //!
 //! sled's own flush hands the log to the device without waiting for its cache, and never syncs the files that it
 //! makes for large pages (`blobs`); [`StateStore::flush`] does both. Its flushing thread is off. Threads of sled's
@@ -19,7 +20,8 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use sled::{Batch, Config, Db, IVec};
 
-use super::{StateStore, allocated, check, failure, has_room};
+use super::{StateStore, allocated, check, copied, failure, has_room};
+use crate::core::keys::end_of;
 use crate::core::kv::{Kv, KvError, WriteBatch};
 
 /// How long dropping the rows waits for sled's threads. They need milliseconds; should one never end, the process
@@ -132,6 +134,10 @@ impl StateStore for Rows {
     fn flush(&self) -> Result<(), KvError> {
         self.tree.flush().map_err(|error| failure("flush", &self.dir, error))?;
         self.sync().map_err(|error| failure("flush", &self.dir, error))
+    }
+
+    fn freeze(&self, prefix: &[u8]) -> Result<Box<dyn Kv + Send>, KvError> {
+        Ok(copied(self.scan(prefix, &end_of(prefix), usize::MAX, false)?))
     }
 
     fn name(&self) -> &'static str {

@@ -5,9 +5,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use canal_proto::Code;
+use canal_sdk::transport::libp2p::Libp2p;
 use canal_sdk::{Client, Error, Options};
 use clap::Args;
 
@@ -114,16 +116,41 @@ impl Connect {
     where
         F: AsyncFnOnce(Client, Out) -> Outcome,
     {
+        self.on_runtime(async || {
+            let place = self.place(&|name| std::env::var(name).ok())?;
+            let client = self.connect(place).await?;
+            command(client, Out::new(self.json)).await
+        })
+    }
+
+    /// Does something that can be begun while the peer is away: nobody has been talked to. An error says that it is not
+    /// known where a peer would be.
+    pub fn run_detached<F>(&self, command: F) -> ExitCode
+    where
+        F: AsyncFnOnce(Result<Client, Error>, Out) -> Outcome,
+    {
+        self.on_runtime(async || {
+            let place = self.place(&|name| std::env::var(name).ok());
+            let client = place.and_then(|place| {
+                let options = Options { mesh: place.mesh, deadline: self.timeout, ..Options::default() };
+                Ok(Client::with_transport(Arc::new(Libp2p::new()?), place.addresses, options))
+            });
+            command(client, Out::new(self.json)).await
+        })
+    }
+
+    /// How long to try before giving up.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    fn on_runtime(&self, command: impl AsyncFnOnce() -> Outcome) -> ExitCode {
         // a second thread, so that the connection stays alive while this one waits for a slow reader of its output
         let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => return fail(Code::Internal, &format!("the runtime can't be started: {error}"), self.json),
         };
-        let outcome = runtime.block_on(async {
-            let place = self.place(&|name| std::env::var(name).ok())?;
-            let client = self.connect(place).await?;
-            command(client, Out::new(self.json)).await
-        });
+        let outcome = runtime.block_on(command());
         // reads of standard input can't be cancelled and must not hold up the end
         runtime.shutdown_background();
         self.exit(outcome)

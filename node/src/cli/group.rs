@@ -1,26 +1,33 @@
-//! `canal group` and `canal route`: who replicates what, and how it stands.
+//! `canal group` and `canal route`: who replicates what, how it stands, and where it should be.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use canal_proto::catalog::{GroupInfo, TopicInfo};
 use canal_proto::peer::Replica;
-use canal_proto::request::{GroupStatus, Route};
+use canal_proto::request::Route;
 use canal_proto::{Code, GroupId, TopicId, TopicName, route};
 use canal_sdk::{Client, Error};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::connect::{Connect, Outcome, Reading};
-use super::print::{Out, fields, left, object, right, size, table};
+use super::print::{Out, fields, left, object, right, table};
+
+mod moving;
+mod show;
+
+pub use show::status_json;
 
 /// What to do with groups.
 #[derive(Debug, Subcommand)]
 pub enum Group {
     /// List groups
     Ls(Ls),
-    /// Show how a group stands, at the replica that answers
+    /// Show how a group stands: its replicas, the step under way, and the last steps with how long each took
     Info(Info),
+    /// Say which peers should hold a group's replicas
+    Move(moving::Move),
 }
 
 /// Flags of `canal group ls`.
@@ -59,6 +66,7 @@ pub fn run(command: Group) -> ExitCode {
     match command {
         Group::Ls(args) => args.connect.run(async |client, out| ls(client, out, args.reading).await),
         Group::Info(args) => args.connect.run(async |client, out| info(client, out, &args.group).await),
+        Group::Move(args) => moving::run(args),
     }
 }
 
@@ -104,7 +112,9 @@ async fn info(client: Client, out: Out, text: &str) -> Outcome {
     let (group, _) = find(&client, text).await?;
     let status = client.group_status(group).await?;
     let names = topic_names(&client).await?;
-    Ok(out.show(|| status_json(&status, &names), || info_text(&status, &names))?)
+    // as far as the peer that is asked knows the others
+    let sites = client.peers().await.unwrap_or_default().into_iter().map(|info| (info.peer, info.site)).collect();
+    Ok(out.show(|| show::info_json(&status, &names, &sites), || show::info_text(&status, &names, &sites))?)
 }
 
 /// Names of topics by id; the system's as well.
@@ -113,7 +123,7 @@ async fn info(client: Client, out: Out, text: &str) -> Outcome {
 /// Those of asking the catalog.
 pub async fn topic_names(client: &Client) -> Result<BTreeMap<u64, String>, Error> {
     let mut names = BTreeMap::new();
-    for pattern in ["", "$dead/#"] {
+    for pattern in ["", "$dead/#", "$mesh/#"] {
         let topics = client.catalog(pattern, &["topics"], false).await?.topics;
         names.extend(topics.into_iter().map(|topic| (topic.id, topic.name)));
     }
@@ -152,113 +162,6 @@ fn groups_text(groups: &[GroupInfo], topics: &[TopicInfo]) -> String {
         ]
     };
     table([left("NAME"), left("ID"), right("WANTED"), right("TOPICS"), left("STATE")], groups.iter().map(row))
-}
-
-/// How a group stands, for programs.
-pub fn status_json(status: &GroupStatus, names: &BTreeMap<u64, String>) -> Value {
-    let replicas: Vec<Value> = status
-        .replicas
-        .iter()
-        .map(|replica| {
-            json!({
-                "id": replica.id.to_string(),
-                "peer": peer_text(replica),
-                "addresses": replica.addresses,
-                "leader": replica.id == status.leader,
-                "voter": status.voters.contains(&replica.id),
-            })
-        })
-        .collect();
-    let topics: Vec<Value> = status
-        .topics
-        .iter()
-        .map(|topic| {
-            json!({
-                "id": TopicId(topic.id).to_string(),
-                "name": names.get(&topic.id),
-                "oldest": topic.oldest,
-                "next": topic.next,
-                "bytes": topic.bytes,
-                "producers": topic.producers,
-            })
-        })
-        .collect();
-    let triggers: Vec<Value> = status
-        .triggers
-        .iter()
-        .map(|lag| {
-            json!({
-                "trigger": lag.trigger,
-                "topic": lag.topic,
-                "low": lag.low,
-                "waiting": lag.waiting,
-                "parked": lag.parked,
-            })
-        })
-        .collect();
-    json!({
-        "id": GroupId(status.id).to_string(),
-        "name": status.name,
-        "replica": status.replica.to_string(),
-        "leader": leader_of(&status.replicas, status.leader),
-        "term": status.term,
-        "committed": status.committed,
-        "applied": status.applied,
-        "last": status.last,
-        "epoch": status.epoch,
-        "replicas_wanted": status.wanted,
-        "replicas": replicas,
-        "spec_version": status.spec_version,
-        "outbox": status.outbox,
-        "topics": topics,
-        "triggers": triggers,
-    })
-}
-
-fn info_text(status: &GroupStatus, names: &BTreeMap<u64, String>) -> String {
-    let mut text = fields([
-        ("group", status.name.clone()),
-        ("id", GroupId(status.id).to_string()),
-        ("answered by", format!("replica {}", status.replica)),
-        ("leader", leader_of(&status.replicas, status.leader).unwrap_or_else(|| "none just now".to_owned())),
-        ("term", status.term.to_string()),
-        ("log", format!("applied {} of {} committed, last {}", status.applied, status.committed, status.last)),
-        ("epoch", status.epoch.to_string()),
-        ("replicas", format!("{} of {} wanted", status.replicas.len(), status.wanted)),
-        ("outbox", status.outbox.to_string()),
-    ]);
-    let row = |replica: &Replica| {
-        let role = match (replica.id == status.leader, status.voters.contains(&replica.id)) {
-            (true, _) => "leader",
-            (false, true) => "voter",
-            (false, false) => "learner",
-        };
-        [replica.id.to_string(), role.to_owned(), peer_text(replica), replica.addresses.join(",")]
-    };
-    let columns = [right("REPLICA"), left("ROLE"), left("PEER"), left("ADDRESSES")];
-    text.push_str(&format!("\n{}", table(columns, status.replicas.iter().map(row))));
-    if !status.topics.is_empty() {
-        let rows = status.topics.iter().map(|topic| {
-            let name = names.get(&topic.id).cloned().unwrap_or_else(|| TopicId(topic.id).to_string());
-            [name, topic.oldest.to_string(), topic.next.to_string(), size(topic.bytes), topic.producers.to_string()]
-        });
-        let columns = [left("TOPIC"), right("OLDEST"), right("NEXT"), right("PAYLOAD"), right("PRODUCERS")];
-        text.push_str(&format!("\n{}", table(columns, rows)));
-    }
-    if !status.triggers.is_empty() {
-        let rows = status.triggers.iter().map(|lag| {
-            [
-                lag.trigger.clone(),
-                lag.topic.clone(),
-                lag.low.to_string(),
-                lag.waiting.to_string(),
-                lag.parked.to_string(),
-            ]
-        });
-        let columns = [left("TRIGGER"), left("TOPIC"), right("HANDLED BELOW"), right("WAITING"), right("PARKED")];
-        text.push_str(&format!("\n{}", table(columns, rows)));
-    }
-    text
 }
 
 fn route_json(name: &str, route: &Route) -> Value {
@@ -310,7 +213,6 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
     use super::*;
     use canal_proto::PeerId;
-    use canal_proto::request::{TopicStatus, TriggerLag};
 
     fn replica(id: u64) -> Replica {
         Replica { id, peer: vec![u8::try_from(id).unwrap(); 32], addresses: vec![format!("/ip4/10.0.0.{id}")] }
@@ -349,74 +251,6 @@ mod tests {
                 r#"{{"active":true,"first_peers":["{}"],"id":"00000000000000ff","name":"g","replicas_wanted":3,"topics":1}}"#,
                 peer(1)
             )
-        );
-    }
-
-    #[test]
-    fn a_group_is_shown() {
-        let status = GroupStatus {
-            id: 255,
-            name: "g".into(),
-            replica: 1,
-            leader: 2,
-            term: 4,
-            committed: 10,
-            applied: 9,
-            last: 11,
-            epoch: 5,
-            replicas: vec![replica(1), replica(2)],
-            voters: vec![2],
-            wanted: 3,
-            spec_version: 6,
-            outbox: 1,
-            topics: vec![TopicStatus {
-                id: 7,
-                group: 255,
-                oldest: 0,
-                next: 3,
-                producers: 1,
-                bytes: 12,
-                ..TopicStatus::default()
-            }],
-            triggers: vec![TriggerLag { trigger: "x".into(), topic: "t".into(), low: 2, waiting: 1, parked: 1 }],
-            ..GroupStatus::default()
-        };
-        let names = BTreeMap::from([(7, "t".to_owned())]);
-        let (one, two) = (peer(1), peer(2));
-        assert_eq!(
-            info_text(&status, &names),
-            format!(
-                "group        g\n\
-                 id           00000000000000ff\n\
-                 answered by  replica 1\n\
-                 leader       {two}\n\
-                 term         4\n\
-                 log          applied 9 of 10 committed, last 11\n\
-                 epoch        5\n\
-                 replicas     2 of 3 wanted\n\
-                 outbox       1\n\
-                 \n\
-                 REPLICA  ROLE     PEER                                                  ADDRESSES\n      \
-                 1  learner  {one}  /ip4/10.0.0.1\n      \
-                 2  leader   {two}  /ip4/10.0.0.2\n\
-                 \n\
-                 TOPIC  OLDEST  NEXT  PAYLOAD  PRODUCERS\n\
-                 t           0     3     12 B          1\n\
-                 \n\
-                 TRIGGER  TOPIC  HANDLED BELOW  WAITING  PARKED\n\
-                 x        t                  2        1       1\n"
-            )
-        );
-        let json = status_json(&status, &names);
-        assert_eq!(json["leader"], two);
-        assert_eq!(json["topics"][0]["name"], "t");
-        assert_eq!(json["replicas"][0]["voter"], false);
-        let mut fields: Vec<_> = json.as_object().unwrap().keys().cloned().collect();
-        fields.sort();
-        assert_eq!(
-            fields.join(" "),
-            "applied committed epoch id last leader name outbox replica replicas replicas_wanted spec_version term \
-             topics triggers"
         );
     }
 

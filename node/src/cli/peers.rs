@@ -1,51 +1,69 @@
-//! `canal peers` and `canal status`: who is in the mesh, and how the peer that was asked stands.
+//! `canal peer`: who is in the mesh, how the peer that was asked stands, and how it is emptied before it is switched off.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+use canal_proto::limits::MAX_KNOWN_PEERS;
 use canal_proto::peer::{PeerInfo, Tier};
 use canal_proto::request::{GroupStatus, PeerStatus};
 use canal_proto::{GroupId, PeerId};
-use clap::Args;
+use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
 use super::connect::Connect;
+use super::drain;
 use super::group::{peer_text, status_json, topic_names};
 use super::print::{base16, fields, left, name_of, printable, right, size, span, table};
 
-/// Flags of `canal peers`.
+/// What to do with peers.
+#[derive(Debug, Subcommand)]
+pub enum Peer {
+    /// List the peers that the asked peer knows of: all of a mesh of up to 256, a changing sample of a larger one
+    Ls(Ls),
+    /// Show how the asked peer stands, with its groups
+    Info(Info),
+    /// Empty the asked peer before it is switched off: what it holds moves to others, and it takes nothing new
+    Drain(drain::Drain),
+}
+
+/// Flags of `canal peer ls`.
 #[derive(Debug, Args)]
-pub struct Peers {
+pub struct Ls {
     #[command(flatten)]
     connect: Connect,
 }
 
-/// Flags of `canal status`.
+/// Flags of `canal peer info`.
 #[derive(Debug, Args)]
-pub struct Status {
+pub struct Info {
     #[command(flatten)]
     connect: Connect,
 }
 
-/// Runs `canal peers`.
-pub fn run(args: Peers) -> ExitCode {
-    args.connect.run(async |client, out| {
-        let peers = client.peers().await?;
-        Ok(out.show(|| peers.iter().map(peer_json).collect(), || peers_text(&peers))?)
-    })
+/// Runs `canal peer`.
+pub fn run(command: Peer) -> ExitCode {
+    match command {
+        Peer::Ls(args) => args.connect.run(async |client, out| {
+            let peers = client.peers().await?;
+            out.show(|| peers.iter().map(peer_json).collect(), || peers_text(&peers))?;
+            if peers.len() >= MAX_KNOWN_PEERS {
+                let note = format!("these are the {} peers that the asked peer knows of; there may be more", peers.len());
+                out.note(|| json!({ "note": note }), || note.clone());
+            }
+            Ok(())
+        }),
+        Peer::Info(args) => args.connect.run(async |client, out| {
+            let status = client.peer_status().await?;
+            // the names are the catalog's, which may be out of reach just when one wants to know how a peer stands
+            let names = if out.json() { topic_names(&client).await.unwrap_or_default() } else { BTreeMap::new() };
+            Ok(out.show(|| peer_status_json(&status, &names), || status_text(&status))?)
+        }),
+        Peer::Drain(args) => drain::run(args),
+    }
 }
 
-/// Runs `canal status`.
-pub fn status(args: Status) -> ExitCode {
-    args.connect.run(async |client, out| {
-        let status = client.peer_status().await?;
-        // the names are the catalog's, which may be out of reach just when one wants to know how a peer stands
-        let names = if out.json() { topic_names(&client).await.unwrap_or_default() } else { BTreeMap::new() };
-        Ok(out.show(|| peer_status_json(&status, &names), || status_text(&status))?)
-    })
-}
-
-fn id(info: &PeerInfo) -> String {
+/// A peer's id.
+pub fn id(info: &PeerInfo) -> String {
     PeerId::from_slice(&info.peer).map_or_else(|_| base16(&info.peer), |peer| peer.to_string())
 }
 
@@ -69,6 +87,10 @@ fn peer_json(info: &PeerInfo) -> Value {
         "leads": info.leads,
         "version": info.version,
         "heard_ms_ago": info.heard_ms_ago,
+        "load": f64::from(info.load) / 1000.0,
+        "draining": info.draining,
+        "boot": info.boot,
+        "coordinate": info.coordinate.map(|at| json!({ "x": at.x, "y": at.y, "height": at.height, "error": at.error })),
     })
 }
 
@@ -78,10 +100,13 @@ fn peers_text(peers: &[PeerInfo]) -> String {
         left("TIER"),
         left("SITE"),
         right("CPUS"),
+        right("LOAD"),
         right("MEMORY"),
         right("REPLICAS"),
         right("LEADS"),
+        left("STATE"),
         right("HEARD"),
+        right("BOOT"),
         left("VERSION"),
         left("ADDRESSES"),
         left("LABELS"),
@@ -92,16 +117,31 @@ fn peers_text(peers: &[PeerInfo]) -> String {
             name_of::<Tier>(info.tier),
             info.site.clone(),
             info.cpus.to_string(),
+            load(info),
             size(info.memory),
             info.replicas.to_string(),
             info.leads.to_string(),
+            state(info).to_owned(),
             heard(info.heard_ms_ago),
+            info.boot.to_string(),
             printable(info.version.as_bytes()),
             info.addresses.join(","),
             labels(info),
         ]
     };
     table(columns, peers.iter().map(row))
+}
+
+fn load(info: &PeerInfo) -> String {
+    format!("{} %", info.load / 10)
+}
+
+fn state(info: &PeerInfo) -> &'static str {
+    match (info.draining, info.heard_ms_ago >= canal_topology::known::LOST_MS) {
+        (_, true) => "silent",
+        (true, false) => "draining",
+        (false, false) => "up",
+    }
 }
 
 fn heard(ms_ago: u64) -> String {
@@ -114,10 +154,22 @@ fn peer_status_json(status: &PeerStatus, names: &BTreeMap<u64, String>) -> Value
         "peer": peer_json(&status.info),
         "joined": status.joined,
         "neighbours": status.neighbours,
+        "known": status.known,
         "route_records": status.records,
         "route_records_refused": status.records_refused,
+        "relayed_in_bytes": status.relayed_in,
+        "relayed_out_bytes": status.relayed_out,
         "groups": groups,
     })
+}
+
+/// What the replica of the asked peer is in its group.
+pub fn role(group: &GroupStatus) -> &'static str {
+    match (group.leader == group.replica, group.voters.contains(&group.replica)) {
+        (true, _) => "leader",
+        (false, true) => "voter",
+        (false, false) => "learner",
+    }
 }
 
 fn status_text(status: &PeerStatus) -> String {
@@ -129,10 +181,13 @@ fn status_text(status: &PeerStatus) -> String {
         ("tier", name_of::<Tier>(info.tier)),
         ("site", info.site.clone()),
         ("labels", if labels.is_empty() { "-".to_owned() } else { labels }),
-        ("machine", format!("{} processors, {}", info.cpus, size(info.memory))),
+        ("state", if info.draining { "draining: it takes no new replicas, and what it has moves away" } else { "up" }.to_owned()),
+        ("machine", format!("{} processors, {} of them busy, {}", info.cpus, load(info), size(info.memory))),
+        ("starts", info.boot.to_string()),
         ("version", printable(info.version.as_bytes())),
         ("mesh", if status.joined { "joined" } else { "not joined yet" }.to_owned()),
         ("neighbours", status.neighbours.to_string()),
+        ("known peers", format!("{}, itself included", status.known)),
         ("route records", format!("{} kept, {} refused", status.records, status.records_refused)),
     ]);
     let columns = [
@@ -149,15 +204,10 @@ fn status_text(status: &PeerStatus) -> String {
     ];
     let row = |group: &GroupStatus| {
         let leader = group.replicas.iter().find(|replica| replica.id == group.leader);
-        let role = match (group.leader == group.replica, group.voters.contains(&group.replica)) {
-            (true, _) => "leader",
-            (false, true) => "voter",
-            (false, false) => "learner",
-        };
         [
             group.name.clone(),
             GroupId(group.id).to_string(),
-            role.to_owned(),
+            role(group).to_owned(),
             leader.map_or_else(|| "-".to_owned(), peer_text),
             group.term.to_string(),
             group.committed.to_string(),
@@ -190,6 +240,9 @@ mod tests {
             leads: 1,
             version: "0.1.0".into(),
             heard_ms_ago: 1500,
+            load: 425,
+            boot: 3,
+            draining: true,
             ..PeerInfo::default()
         }
     }
@@ -201,16 +254,19 @@ mod tests {
         assert_eq!(
             peers_text(&[info()]),
             format!(
-                "PEER{pad}  TIER  SITE  CPUS   MEMORY  REPLICAS  LEADS      HEARD  VERSION  ADDRESSES      LABELS\n\
-                 {id}  edge  lab      4  8.0 GiB         2      1  1.5 s ago  0.1.0    /ip4/10.0.0.1  gpu=1\n"
+                "PEER{pad}  TIER  SITE  CPUS  LOAD   MEMORY  REPLICAS  LEADS  STATE         HEARD  BOOT  VERSION  \
+                 ADDRESSES      LABELS\n\
+                 {id}  edge  lab      4  42 %  8.0 GiB         2      1  draining  1.5 s ago     3  0.1.0    \
+                 /ip4/10.0.0.1  gpu=1\n"
             )
         );
         assert_eq!(
             peer_json(&info()).to_string(),
             format!(
                 concat!(
-                    r#"{{"addresses":["/ip4/10.0.0.1"],"cpus":4,"heard_ms_ago":1500,"id":"{}","#,
-                    r#""labels":{{"gpu":"1"}},"leads":1,"memory_bytes":8589934592,"replicas":2,"site":"lab","#,
+                    r#"{{"addresses":["/ip4/10.0.0.1"],"boot":3,"coordinate":null,"cpus":4,"draining":true,"#,
+                    r#""heard_ms_ago":1500,"id":"{}","labels":{{"gpu":"1"}},"leads":1,"load":0.425,"#,
+                    r#""memory_bytes":8589934592,"replicas":2,"site":"lab","#,
                     r#""tier":"edge","version":"0.1.0"}}"#
                 ),
                 id

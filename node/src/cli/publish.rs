@@ -1,4 +1,4 @@
-//! `canal pub`: publishes one event, or the lines of standard input.
+//! `canal pub`: publishes one event, or the lines of standard input; with `--queue`, by way of a queue on disk.
 //!
 //! Lines are pipelined: the next is sent before the receipt of the last has come, and receipts are printed in the
 //! order of the lines. A signal stops the reading; what was taken still gets its receipt. When it fails, what was
@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::io::BufRead;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -23,6 +24,8 @@ use tokio::sync::mpsc;
 use super::connect::{Connect, Failure, Outcome};
 use super::print::{Out, name_of};
 use super::stop::Stop;
+
+mod queued;
 
 /// Lines that were read and wait to be sent: enough to keep the publisher busy.
 const BUFFERED_LINES: usize = 64;
@@ -49,6 +52,20 @@ pub struct Pub {
     /// Header of every event; can be given more than once
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
     headers: Vec<(String, String)>,
+    /// Put it into the durable queue in this directory, and hand over what waits there: works while the mesh is away
+    #[arg(long, value_name = "DIR", help_heading = "Queue")]
+    queue: Option<PathBuf>,
+    /// Only put it in; hand nothing over
+    #[arg(long, requires = "queue", help_heading = "Queue")]
+    no_wait: bool,
+    /// Events that the queue holds at most [default: 1000000]
+    #[arg(long, value_name = "N", requires = "queue", help_heading = "Queue")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    queue_events: Option<u64>,
+    /// Megabytes that its events take at most [default: 256]
+    #[arg(long, value_name = "MB", requires = "queue", help_heading = "Queue")]
+    #[arg(value_parser = clap::value_parser!(u64).range(2..=1_000_000))]
+    queue_mb: Option<u64>,
     #[command(flatten)]
     connect: Connect,
 }
@@ -72,6 +89,9 @@ impl Pub {
 
 /// Runs the command.
 pub fn run(args: Pub) -> ExitCode {
+    if let Some(dir) = &args.queue {
+        return args.connect.run_detached(async |client, out| queued::publish(client, out, &args, dir).await);
+    }
     args.connect.run(async |client, out| match &args.payload {
         Some(payload) => one(client, out, &args, payload.as_bytes().to_vec()).await,
         None => lines(client, out, &args).await,

@@ -1,7 +1,8 @@
 //! `canal start` and `canal config`.
 
 use std::io::{IsTerminal, Read, Write};
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 
 use anyhow::Result;
 use canal_proto::Code;
@@ -11,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::fail;
 use crate::config::{Config, Flags};
 use crate::data::InUse;
-use crate::peer::Starting;
+use crate::peer::{Ended, Starting};
 
 /// Flags of `canal start`.
 #[derive(Debug, Args)]
@@ -133,20 +134,43 @@ async fn serve(config: Config, command: &Start) -> Result<ExitCode> {
     if command.json {
         say(&serde_json::json!({ "event": "serving", "peer": peer.id().to_string() }).to_string());
     }
-    let failed = tokio::select! {
+    let ended = tokio::select! {
         biased;
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
         () = &mut orphaned => None,
-        reason = peer.failed() => Some(reason),
+        ended = peer.ended() => Some(ended),
     };
-    peer.stop().await;
-    match failed {
-        Some(reason) => {
+    match ended {
+        Some(Ended::Forgotten) => {
+            peer.forget().await?;
+            if command.json {
+                say(&serde_json::json!({ "event": "begins-anew" }).to_string());
+            }
+            Ok(begin_anew(command.json))
+        }
+        Some(Ended::Failed(reason)) => {
+            peer.stop().await;
             Ok(fail(Code::Internal, &format!("stopped, because the stores failed: {reason}"), command.json))
         }
-        None => Ok(ExitCode::SUCCESS),
+        None => {
+            peer.stop().await;
+            Ok(ExitCode::SUCCESS)
+        }
     }
+}
+
+/// Starts the program again in this process, with the same arguments: nothing of what was in memory is left. Returns only
+/// when that can't be done.
+fn begin_anew(json: bool) -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "canal".into());
+    let again = std::env::current_exe().map(|path| Command::new(path).arg0(name).args(arguments).exec());
+    let error = again.map_or_else(|error| error, |error| error);
+    let message = format!(
+        "this peer's disk was older than what it has promised, and it can't begin anew by itself: {error}; start it again"
+    );
+    fail(Code::Forgotten, &message, json)
 }
 
 /// Prints a line. Whoever started the peer may have stopped reading, which is no reason to stop.

@@ -2,16 +2,21 @@
 
 use std::process::ExitCode;
 
-use canal_proto::catalog::TopicInfo;
+use canal_proto::catalog::{Placement, Retention, TopicInfo};
 use canal_proto::limits::MAX_REPLICAS;
-use canal_proto::request::TopicStatus;
-use canal_proto::{Code, GroupId, TopicId, TopicName};
+use canal_proto::peer::{Label, Tier};
+use canal_proto::{Code, GroupId, TopicName};
 use canal_sdk::{Client, Error, TopicOptions};
 use clap::{Args, Subcommand};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::connect::{Connect, Outcome, Reading};
-use super::print::{Out, fields, left, moment, object, size, table};
+use super::print::{Out, object};
+use crate::config::Span;
+
+mod show;
+
+use show::{info_json, info_text, retention_json, retention_text, topic_json, topics_text};
 
 /// What to do with topics.
 #[derive(Debug, Subcommand)]
@@ -22,6 +27,8 @@ pub enum Topic {
     Ls(Ls),
     /// Show how a topic stands
     Info(Info),
+    /// Change how long a topic's events are kept, or how many replicas it has
+    Set(Set),
     /// Remove a topic and its events
     Rm(Named),
 }
@@ -37,6 +44,80 @@ pub struct Create {
     /// Group that hosts it; it is created if need be [default: one for all topics of that many replicas]
     #[arg(long, value_name = "NAME")]
     group: Option<String>,
+    /// Tier of the peers that should hold the replicas: iot, edge or cloud
+    #[arg(long, value_name = "TIER")]
+    tier: Option<Tier>,
+    /// Label that the peers which hold the replicas should have; may be repeated
+    #[arg(long = "label", value_name = "K=V", value_parser = label)]
+    labels: Vec<Label>,
+    #[command(flatten)]
+    retain: Retain,
+    #[command(flatten)]
+    connect: Connect,
+}
+
+/// How long events are kept. Whatever is exceeded first lets go of the oldest.
+#[derive(Debug, Default, Args)]
+pub struct Retain {
+    /// Keep at most so many events; 0: no such bound
+    #[arg(long, value_name = "N")]
+    retain_events: Option<u64>,
+    /// Keep at most so many bytes of payload: 1000, 64K, 10M, 2G; 0: no such bound
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    retain_bytes: Option<u64>,
+    /// Keep events for so long: 90s, 5m, 2h, 7d; 0: no such bound
+    #[arg(long, value_name = "TIME", value_parser = age)]
+    retain_age: Option<u64>,
+}
+
+impl Retain {
+    /// What is kept when these bounds take the place of those before; `None` when none is given.
+    fn over(&self, before: Retention) -> Option<Retention> {
+        let given = self.retain_events.or(self.retain_bytes).or(self.retain_age).is_some();
+        given.then(|| Retention {
+            events: self.retain_events.unwrap_or(before.events),
+            bytes: self.retain_bytes.unwrap_or(before.bytes),
+            age_ms: self.retain_age.unwrap_or(before.age_ms),
+        })
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    let units = [("K", 10), ("M", 20), ("G", 30), ("T", 40)];
+    let unit = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)));
+    let (number, shift) = unit.unwrap_or((text, 0));
+    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    size.ok_or_else(|| format!("`{text}` is not a size; write it as 1000, 64K, 10M or 2G"))
+}
+
+fn age(text: &str) -> Result<u64, String> {
+    if text == "0" {
+        return Ok(0);
+    }
+    let span: Span = text.parse()?;
+    Ok(u64::try_from(span.0.as_millis()).unwrap_or(u64::MAX))
+}
+
+fn label(text: &str) -> Result<Label, String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok(Label { key: key.to_owned(), value: value.to_owned() }),
+        _ => Err(format!("`{text}` is not of the form K=V")),
+    }
+}
+
+/// Flags of `canal topic set`.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("change").required(true).multiple(true).args([
+    "replicas", "retain_events", "retain_bytes", "retain_age",
+])))]
+pub struct Set {
+    /// Name of the topic
+    name: String,
+    /// Replicas wanted, of the topic's group and so of all topics in it
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=MAX_REPLICAS as i64))]
+    replicas: Option<u32>,
+    #[command(flatten)]
+    retain: Retain,
     #[command(flatten)]
     connect: Connect,
 }
@@ -77,6 +158,7 @@ pub fn run(command: Topic) -> ExitCode {
     match command {
         Topic::Create(args) => args.connect.run(async |client, out| create(client, out, &args).await),
         Topic::Ls(args) => args.connect.run(async |client, out| ls(client, out, &args).await),
+        Topic::Set(args) => args.connect.run(async |client, out| set(client, out, &args).await),
         Topic::Info(args) => args.connect.run(async |client, out| info(client, out, &args.name, args.reading).await),
         Topic::Rm(args) => args.connect.run(async |client, out| {
             client.remove_topic(&args.name).await?;
@@ -87,7 +169,13 @@ pub fn run(command: Topic) -> ExitCode {
 }
 
 async fn create(client: Client, out: Out, args: &Create) -> Outcome {
-    let options = TopicOptions { group: args.group.clone(), replicas: args.replicas };
+    let placement = Placement { tier: args.tier.map(Into::into), labels: args.labels.clone(), pinned: Vec::new() };
+    let options = TopicOptions {
+        group: args.group.clone(),
+        replicas: args.replicas,
+        retention: args.retain.over(Retention::default()),
+        placement: (placement != Placement::default()).then_some(placement),
+    };
     let created = client.create_topic(&args.name, options).await?;
     let json = || {
         let mut map = object(topic_json(&created.info));
@@ -110,53 +198,60 @@ async fn ls(client: Client, out: Out, args: &Ls) -> Outcome {
     Ok(out.show(|| topics.iter().map(topic_json).collect(), || topics_text(&topics))?)
 }
 
-async fn info(client: Client, out: Out, name: &str, reading: Reading) -> Outcome {
-    name.parse::<TopicName>().map_err(Error::from)?;
-    let topics = client.catalog(name, &["topics"], reading.is_linearizable()).await?.topics;
-    let found = topics.into_iter().find(|topic| topic.name == name);
-    let topic = found.ok_or_else(|| {
+async fn find(client: &Client, name: &str, linearizable: bool) -> Result<TopicInfo, Error> {
+    let topics = client.catalog(name, &["topics"], linearizable).await?.topics;
+    topics.into_iter().find(|topic| topic.name == name).ok_or_else(|| {
         let message = format!("no topic `{name}`; create it with `canal topic create {name}`");
         Error::new(Code::UnknownTopic, message)
-    })?;
-    let status = client.topic_status(name).await?;
-    Ok(out.show(|| info_json(&topic, &status), || info_text(&topic, &status))?)
-}
-
-fn topic_json(topic: &TopicInfo) -> Value {
-    json!({
-        "id": TopicId(topic.id).to_string(),
-        "name": topic.name,
-        "group": GroupId(topic.group).to_string(),
-        "group_name": topic.group_name,
-        "created_ms": topic.created_ms,
     })
 }
 
-fn topics_text(topics: &[TopicInfo]) -> String {
-    let row = |topic: &TopicInfo| [topic.name.clone(), topic.group_name.clone(), moment(topic.created_ms)];
-    table([left("NAME"), left("GROUP"), left("CREATED")], topics.iter().map(row))
+async fn set(client: Client, out: Out, args: &Set) -> Outcome {
+    let name = &args.name;
+    name.parse::<TopicName>().map_err(Error::from)?;
+    let mut topic = find(&client, name, true).await?;
+    let mut map = Map::new();
+    let mut text = Vec::new();
+    map.insert("topic".to_owned(), name.as_str().into());
+    if let Some(retention) = args.retain.over(topic.retention.unwrap_or_default()) {
+        topic = client.set_retention(name, retention).await?;
+        map.insert("retention".to_owned(), retention_json(topic.retention));
+        text.push(format!("topic `{name}` keeps {}", retention_text(topic.retention)));
+    }
+    if let Some(replicas) = args.replicas {
+        let group = GroupId(topic.group);
+        client.set_group(group, Some(replicas), None).await?;
+        let others = others_in(&client, &topic).await?;
+        map.insert("group".to_owned(), group.to_string().into());
+        map.insert("group_name".to_owned(), topic.group_name.as_str().into());
+        map.insert("replicas_wanted".to_owned(), replicas.into());
+        map.insert("other_topics".to_owned(), others.clone().into());
+        let also = match others.as_slice() {
+            [] => String::new(),
+            others => format!(", and so for {}", others.join(", ")),
+        };
+        let group = &topic.group_name;
+        text.push(format!("group `{group}` goes to {replicas} replicas for topic `{name}`{also}"));
+    }
+    Ok(out.show(|| Value::Object(map), || text.join("\n"))?)
 }
 
-fn info_json(topic: &TopicInfo, status: &TopicStatus) -> Value {
-    let mut map = object(topic_json(topic));
-    map.insert("oldest".to_owned(), status.oldest.into());
-    map.insert("next".to_owned(), status.next.into());
-    map.insert("bytes".to_owned(), status.bytes.into());
-    map.insert("producers".to_owned(), status.producers.into());
-    Value::Object(map)
+/// The other topics of a topic's group, by name; the system's as well.
+async fn others_in(client: &Client, topic: &TopicInfo) -> Result<Vec<String>, Error> {
+    let mut others = Vec::new();
+    for pattern in ["", "$dead/#", "$mesh/#"] {
+        let topics = client.catalog(pattern, &["topics"], false).await?.topics;
+        let beside = topics.into_iter().filter(|other| other.group == topic.group && other.id != topic.id);
+        others.extend(beside.map(|other| other.name));
+    }
+    Ok(others)
 }
 
-fn info_text(topic: &TopicInfo, status: &TopicStatus) -> String {
-    fields([
-        ("topic", topic.name.clone()),
-        ("id", TopicId(topic.id).to_string()),
-        ("group", format!("{} ({})", topic.group_name, GroupId(topic.group))),
-        ("created", moment(topic.created_ms)),
-        ("oldest offset", status.oldest.to_string()),
-        ("next offset", status.next.to_string()),
-        ("payload", size(status.bytes)),
-        ("producers", status.producers.to_string()),
-    ])
+async fn info(client: Client, out: Out, name: &str, reading: Reading) -> Outcome {
+    name.parse::<TopicName>().map_err(Error::from)?;
+    let topic = find(&client, name, reading.is_linearizable()).await?;
+    let status = client.topic_status(name).await?;
+    Ok(out.show(|| info_json(&topic, &status), || info_text(&topic, &status))?)
 }
 
 #[cfg(test)]
@@ -164,45 +259,30 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
     use super::*;
 
-    fn topic() -> TopicInfo {
-        TopicInfo {
-            id: 10,
-            name: "plant/t".into(),
-            group: 255,
-            group_name: "default".into(),
-            created_ms: 1_767_225_600_000,
-            ..TopicInfo::default()
+    #[test]
+    fn sizes_and_ages_are_read() {
+        assert_eq!(["0", "1000", "64K", "10M", "2G"].map(bytes), [0, 1000, 65_536, 10 << 20, 2 << 30].map(Ok));
+        for bad in ["", "K", "-1", "1.5M", "10MB", "99999999999T"] {
+            assert!(bytes(bad).is_err(), "{bad}");
         }
+        assert_eq!(["0", "90s", "5m", "7d"].map(age), [0, 90_000, 300_000, 604_800_000].map(Ok));
+        assert!(age("5").is_err());
     }
 
     #[test]
-    fn topics_are_listed() {
-        assert_eq!(topics_text(&[topic()]), "NAME     GROUP    CREATED\nplant/t  default  2026-01-01 00:00:00Z\n");
-        assert_eq!(
-            topic_json(&topic()).to_string(),
-            r#"{"created_ms":1767225600000,"group":"00000000000000ff","group_name":"default","id":"000000000000000a","name":"plant/t"}"#
-        );
+    fn bounds_that_are_not_given_stay() {
+        let before = Retention { events: 1, bytes: 2, age_ms: 3 };
+        let retain = Retain { retain_bytes: Some(9), ..Retain::default() };
+        assert_eq!(retain.over(before), Some(Retention { bytes: 9, ..before }));
+        assert_eq!(Retain::default().over(before), None);
+        let none = Retain { retain_events: Some(0), ..Retain::default() };
+        assert_eq!(none.over(Retention::default()), Some(Retention::default()));
     }
 
     #[test]
-    fn a_topic_is_shown() {
-        let status =
-            TopicStatus { id: 10, group: 255, oldest: 2, next: 7, producers: 1, bytes: 2048, ..TopicStatus::default() };
-        assert_eq!(
-            info_text(&topic(), &status),
-            "topic          plant/t\n\
-             id             000000000000000a\n\
-             group          default (00000000000000ff)\n\
-             created        2026-01-01 00:00:00Z\n\
-             oldest offset  2\n\
-             next offset    7\n\
-             payload        2.0 KiB\n\
-             producers      1\n"
-        );
-        let json = info_json(&topic(), &status);
-        assert_eq!(
-            (json["oldest"].as_u64(), json["next"].as_u64(), json["bytes"].as_u64()),
-            (Some(2), Some(7), Some(2048))
-        );
+    fn labels_are_read() {
+        assert_eq!(label("gpu=1"), Ok(Label { key: "gpu".into(), value: "1".into() }));
+        assert_eq!(label("gpu="), Ok(Label { key: "gpu".into(), value: String::new() }));
+        assert!(label("=1").is_err() && label("gpu").is_err());
     }
 }

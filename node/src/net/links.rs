@@ -2,6 +2,9 @@
 //!
 //! A message that can't be sent now is dropped: Raft repairs it, and what is old by the time a peer is back would only
 //! be in the way. The sender is told that the replica could not be reached.
+//!
+//! Before the first message both sides say their start ([`crate::starts`]); neither an older disk nor one that is known
+//! here to be older than its peer's promises takes part.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -10,9 +13,9 @@ use std::time::Duration;
 use bytes::BytesMut;
 use canal_consensus::Outgoing;
 use canal_proto::limits::MAX_FRAME;
-use canal_proto::peer::{RaftBatch, RaftEnvelope, Replica};
-use canal_proto::request::{self, Welcome};
-use canal_proto::{GroupId, PeerId, frame};
+use canal_proto::peer::{RaftBatch, RaftEnvelope, RaftHello, RaftVerdict, Replica};
+use canal_proto::request::{self, VERSION, Welcome};
+use canal_proto::{Code, GroupId, PeerId, frame};
 use canal_sdk::{BoxStream, Transport};
 use parking_lot::Mutex;
 use prost::Message;
@@ -21,12 +24,16 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::starts::{Start, Starts};
+
 /// Messages that wait for one peer: some turns of many groups, and little enough memory with entries in them.
 const MAX_QUEUE: usize = 1024;
 /// Bytes of messages in one frame: what has arrived is sent together, but never more than fits.
 const BATCH_BYTES: usize = MAX_FRAME / 2;
 /// How long the other side may take to take a frame.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
+/// For greetings in both directions, with a synced write on each side.
+pub const GREETING: Duration = Duration::from_secs(5);
 /// Wait after a peer could not be reached; doubled up to the longest.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_millis(800);
@@ -40,6 +47,7 @@ pub trait Unreachable: Send + Sync {
 /// Sends Raft messages.
 pub struct Links {
     runtime: tokio::runtime::Handle,
+    starts: Arc<Starts>,
     state: Mutex<State>,
 }
 
@@ -59,8 +67,8 @@ struct Link {
 
 impl Links {
     /// No links yet; messages are dropped until [`Self::connect`].
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self { runtime: tokio::runtime::Handle::current(), state: Mutex::default() })
+    pub fn new(starts: Arc<Starts>) -> Arc<Self> {
+        Arc::new(Self { runtime: tokio::runtime::Handle::current(), starts, state: Mutex::default() })
     }
 
     /// From now on, streams are opened through this.
@@ -82,6 +90,9 @@ impl Links {
 impl Outgoing for Links {
     fn send(&self, to: &Replica, envelope: RaftEnvelope) {
         let Ok(peer) = to.peer_id() else { return };
+        if self.starts.is_forgotten() {
+            return;
+        }
         let mut state = self.state.lock();
         if !state.peers.contains_key(&peer) {
             let (Some(transport), Some(told)) = (state.transport.clone(), state.told.clone()) else { return };
@@ -92,6 +103,7 @@ impl Outgoing for Links {
                 protocol: state.mesh.clone(),
                 transport,
                 told,
+                starts: self.starts.clone(),
                 queue: receiver,
                 addresses: addresses.clone(),
             };
@@ -114,6 +126,7 @@ struct Sender {
     protocol: String,
     transport: Weak<dyn Transport>,
     told: Weak<dyn Unreachable>,
+    starts: Arc<Starts>,
     queue: mpsc::Receiver<RaftEnvelope>,
     addresses: Arc<Mutex<Vec<String>>>,
 }
@@ -149,9 +162,47 @@ impl Sender {
         let transport = self.transport.upgrade()?;
         let addresses = self.addresses.lock().clone();
         let (_, mut stream) = transport.open(Some(self.peer), &addresses, &self.protocol).await.ok()?;
-        // the other side greets, so that a stream which it dropped is not taken for one that stands
-        let greeting = timeout(WRITE_TIMEOUT, read_frame::<Welcome>(&mut stream)).await.ok()?;
-        greeting.map(|_| stream)
+        match timeout(GREETING, self.agree(&mut stream)).await {
+            Ok(Some(())) => Some(stream),
+            _ => None,
+        }
+    }
+
+    /// Both sides say their start, and agree that messages may pass.
+    async fn agree(&self, stream: &mut BoxStream) -> Option<()> {
+        // the other side greets first, so that a stream which it dropped is not taken for one that stands
+        let welcome = read_frame::<Welcome>(stream).await?;
+        let own = self.starts.own();
+        let mut hello = RaftHello { version: VERSION, boot: own.boot, nonce: own.nonce, ..RaftHello::default() };
+        let theirs = Start { boot: welcome.boot, nonce: welcome.nonce };
+        if theirs.boot == 0 {
+            tracing::warn!(peer = %self.peer, "it does not say which start of it this is; it gets no raft messages");
+            return None;
+        }
+        match self.starts.admit(self.peer, theirs).await {
+            Ok(()) => {}
+            Err(None) => return None,
+            Err(Some(seen)) => {
+                tracing::warn!(
+                    peer = %self.peer, says = theirs.boot, seen = seen.boot,
+                    "its disk is older than what was seen of it; it gets no messages until it has begun anew"
+                );
+                (hello.seen_boot, hello.seen_nonce) = (seen.boot, seen.nonce);
+                write_frame(stream, &hello).await?;
+                // it hangs up when it has read that
+                let _ = read_frame::<RaftVerdict>(stream).await;
+                return None;
+            }
+        }
+        write_frame(stream, &hello).await?;
+        let verdict = read_frame::<RaftVerdict>(stream).await?;
+        let Some(refused) = verdict.refused else { return Some(()) };
+        if refused.code == i32::from(Code::Forgotten) {
+            self.starts.told(self.peer, Start { boot: verdict.boot, nonce: verdict.nonce });
+        } else {
+            tracing::warn!(peer = %self.peer, error = %refused, "it takes no raft messages");
+        }
+        None
     }
 
     async fn stream(&mut self, mut stream: BoxStream, first: RaftEnvelope) {
@@ -161,6 +212,9 @@ impl Sender {
             Some(envelope) => Some(envelope),
             None => self.queue.recv().await,
         } {
+            if self.starts.is_forgotten() {
+                return;
+            }
             let mut size = envelope.encoded_len();
             let mut batch = RaftBatch { messages: vec![envelope] };
             while size < BATCH_BYTES {
@@ -188,6 +242,14 @@ impl Sender {
             }
         }
     }
+}
+
+/// Writes one frame; `None` when the stream has ended.
+pub async fn write_frame<M: Message>(stream: &mut BoxStream, message: &M) -> Option<()> {
+    let mut bytes = BytesMut::new();
+    frame::encode(message, &mut bytes).ok()?;
+    stream.write_all(&bytes).await.ok()?;
+    stream.flush().await.ok()
 }
 
 /// Reads one frame; `None` when the stream ends, or carries something else.

@@ -16,7 +16,7 @@ use canal_proto::request::{ApplySpec, Ask};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
-use super::grow;
+use super::membership;
 use crate::node::{NAMESPACE, Node};
 use crate::serve;
 
@@ -32,7 +32,6 @@ const UNTIL_SERVED: Duration = Duration::from_secs(20);
 /// Serves the groups for as long as the catalog is led here.
 pub async fn run(node: Arc<Node>, catalog: GroupHandle) {
     node.confirmed.send_replace(Default::default());
-    node.peers.begin();
     loop {
         let settled = match catalog.view().catalog_groups() {
             Ok(groups) => serve_all(&node, &catalog, groups).await,
@@ -102,7 +101,7 @@ async fn create(node: &Node, catalog: &GroupHandle, group: &GroupInfo) -> anyhow
     };
     let mut problem = None;
     for replica in group.first.iter().rev() {
-        if let Err(error) = grow::create(node, &seed, replica).await {
+        if let Err(error) = membership::create(node, &seed, replica).await {
             tracing::warn!(group = %group.name, replica = replica.id, %error, "a first replica can't be created yet");
             problem = Some(error);
         }

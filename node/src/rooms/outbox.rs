@@ -113,6 +113,7 @@ async fn try_deliver(node: &Node, group: &GroupHandle, topic: TopicId) -> Result
         producer: ProducerId::of_outbox(group.id()).to_vec().into(),
         first_sequence: first,
         events,
+        origin: group.id().0,
     };
     let ack = match node.client.call(Target::Topic(name.clone()), Ask::Publish(publish)).await {
         Ok(Answer::Receipt(receipt)) => {

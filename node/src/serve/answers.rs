@@ -6,14 +6,14 @@ use canal_consensus::{GroupHandle, Reply};
 use canal_proto::catalog::{CatalogCommand, CatalogReply, Change, FunctionInfo};
 use canal_proto::limits::MAX_SCAN;
 use canal_proto::log::Kind;
-use canal_proto::peer::{PeerInfo, Replica, Seed};
+use canal_proto::peer::{PeerInfo, Replica};
 use canal_proto::request::{
-    Activations, ActivationsAsk, Answer, ApplySpec, Ask, Blob, BlobAsk, CandidatesAsk, CatalogAsk, CatalogView,
-    Consistency, Done, EndProducer, GroupStatus, PeerStatus, Peers, StateGet, StateList, StatePut, StateRows,
+    Activations, ActivationsAsk, Answer, ApplySpec, Ask, Blob, BlobAsk, CatalogAsk, CatalogView,
+    Consistency, Done, EndProducer, GroupStatus, PeerStatus, PieceAsk, StateGet, StateList, StatePut, StateRows,
     TopicStatus, TriggerLag,
 };
 use canal_proto::{Code, ContentHash, GroupId, Pattern, PeerId, TopicId, TriggerId, WireError};
-use canal_topology::Candidate;
+use canal_topology::{Candidate, Objective};
 use tokio::time::sleep;
 
 use crate::node::{Node, internal};
@@ -25,8 +25,7 @@ type Answered = Result<Answer, WireError>;
 const ACTIVATIONS: u32 = 50;
 /// Records of activations in one answer: with full logs, they still fit a frame.
 const MAX_ACTIVATIONS: u32 = 200;
-/// How long after it began to lead a catalog's leader waits for peers to make themselves known, before it places a
-/// group on fewer than wanted: two of their announcements.
+/// How long after its start a peer waits for others to become known, before it places a group on fewer than wanted.
 const SETTLE: Duration = Duration::from_secs(4);
 /// Replicas of a group that says nothing of them.
 const DEFAULT_REPLICAS: u32 = 3;
@@ -47,24 +46,21 @@ pub async fn answer(node: &Node, peer: PeerId, between_peers: bool, ask: Ask) ->
         Ask::StatePut(ask) => state_put(node, ask).await,
         Ask::Activations(ask) => activations(node, ask).await,
         Ask::GroupStatus(id) => group_status(node, GroupId(id)).await,
-        Ask::Peers(_) => {
-            leading_catalog(node).await?;
-            Ok(Answer::Peers(Peers { peers: node.peers.all() }))
-        }
+        Ask::Peers(_) => Ok(super::peers::all(node)),
         Ask::PeerStatus(_) => Ok(Answer::PeerStatus(peer_status(node)?)),
-        Ask::Announce(_) | Ask::CreateReplica(_) | Ask::ApplySpec(_) | Ask::Candidates(_) if !between_peers => {
+        Ask::CreateReplica(_) | Ask::ApplySpec(_) | Ask::Gossip(_) | Ask::RemoveReplica(_) | Ask::Piece(_)
+            if !between_peers =>
+        {
             Err(WireError::new(Code::InvalidArgument, "only peers ask this of each other"))
         }
-        Ask::Gossip(_)
-        | Ask::RemoveReplica(_)
-        | Ask::Piece(_)
-        | Ask::Subscription(_)
-        | Ask::Subscriptions(_)
-        | Ask::Drain(_) => Err(internal("not built yet")),
-        Ask::Announce(info) => announce(node, peer, info).await,
-        Ask::CreateReplica(seed) => create_replica(node, seed).await,
+        Ask::Gossip(ask) => super::peers::gossip(node, peer, ask).await,
+        Ask::Drain(ask) => super::peers::drain(node, ask).await,
+        Ask::RemoveReplica(ask) => super::replicas::remove(node, peer, ask).await,
+        Ask::Piece(ask) => piece(node, ask).await,
+        Ask::Subscription(ask) => super::subscriptions::change(node, ask).await,
+        Ask::Subscriptions(ask) => super::subscriptions::list(node, &ask.topic).await,
+        Ask::CreateReplica(seed) => super::replicas::create(node, peer, seed).await,
         Ask::ApplySpec(ask) => apply_spec(node, ask).await,
-        Ask::Candidates(ask) => candidates(node, &ask).await,
     }
 }
 
@@ -97,22 +93,56 @@ async fn end_producer(node: &Node, ask: EndProducer) -> Answered {
 
 async fn topic_status(node: &Node, name: &str) -> Answered {
     let Some((group, topic)) = node.hosting(name) else { return Err(node.elsewhere(name).await) };
-    match status_of(&group, topic)? {
-        Some(status) => Ok(Answer::TopicStatus(status)),
-        None => Err(crate::node::unknown_topic(name)),
-    }
+    let about = group.clone();
+    let status = tokio::task::spawn_blocking(move || whole_status_of(&about, topic)).await.map_err(internal)??;
+    status.map(Answer::TopicStatus).ok_or_else(|| crate::node::unknown_topic(name))
+}
+
+/// How a topic stands, with what has to be counted.
+fn whole_status_of(group: &GroupHandle, topic: TopicId) -> Result<Option<TopicStatus>, WireError> {
+    let Some(status) = status_of(group, topic)? else { return Ok(None) };
+    let view = group.view();
+    let segments = view.segments(topic).map_err(internal)?;
+    let spec = &group.status().spec;
+    let held_by = view.retention(topic, crate::node::now_ms()).map_err(internal)?.held_by.and_then(|held_by| {
+        let trigger = spec.triggers.iter().find(|trigger| trigger.info.id == held_by.0);
+        trigger.map(|trigger| trigger.info.name.clone())
+    });
+    Ok(Some(TopicStatus {
+        segments: segments.len() as u64,
+        segment_bytes: segments.iter().map(|segment| segment.size).sum(),
+        retention: spec.topics.iter().find(|hosted| hosted.id == topic.0).and_then(|hosted| hosted.retention),
+        held_by: held_by.unwrap_or_default(),
+        subscriptions: view.subscriptions(topic).map_err(internal)?,
+        ..status
+    }))
 }
 
 fn status_of(group: &GroupHandle, topic: TopicId) -> Result<Option<TopicStatus>, WireError> {
-    let row = group.view().topic(topic).map_err(internal)?;
-    Ok(row.map(|row| TopicStatus {
+    let view = group.view();
+    let Some(row) = view.topic(topic).map_err(internal)? else { return Ok(None) };
+    let segments = view.segments(topic).map_err(internal)?;
+    let spec = group.status().spec;
+    let retention = spec.topics.iter().find(|hosted| hosted.id == topic.0).and_then(|hosted| hosted.retention);
+    let held_by = match retention {
+        Some(_) => view.retention(topic, crate::node::now_ms()).map_err(internal)?.held_by,
+        None => None,
+    };
+    let held_by = held_by.and_then(|id| spec.triggers.iter().find(|trigger| trigger.info.id == id.0));
+    Ok(Some(TopicStatus {
         id: topic.0,
         group: group.id().0,
-        oldest: 0,
+        oldest: row.oldest,
         next: row.next,
+        kept_bytes: row.kept(),
+        sealed: row.sealed,
         producers: row.producers,
         bytes: row.bytes,
-        ..TopicStatus::default()
+        segments: segments.len() as u64,
+        segment_bytes: segments.iter().map(|segment| segment.size).sum(),
+        retention,
+        held_by: held_by.map(|trigger| trigger.info.name.clone()).unwrap_or_default(),
+        subscriptions: view.subscriptions(topic).map_err(internal)?,
     }))
 }
 
@@ -122,9 +152,12 @@ async fn change(node: &Node, mut command: CatalogCommand) -> Answered {
     match &command.change {
         Some(Change::CreateTopic(ask)) => {
             let wanted = if ask.replicas == 0 { DEFAULT_REPLICAS } else { ask.replicas };
-            command.placement = place(node, &catalog, wanted).await;
+            let objective = ask.placement.as_ref().map(Objective::from).unwrap_or_default();
+            command.placement = place(node, &catalog, wanted, &objective).await;
         }
-        Some(Change::CreateTrigger(_)) => command.placement = place(node, &catalog, DEFAULT_REPLICAS).await,
+        Some(Change::CreateTrigger(_)) => {
+            command.placement = place(node, &catalog, DEFAULT_REPLICAS, &Objective::default()).await;
+        }
         Some(Change::Deploy(function)) => check_component(node, &catalog, function).await?,
         Some(Change::GroupActive(_)) => {
             return Err(WireError::new(Code::InvalidArgument, "only the catalog itself says this"));
@@ -151,36 +184,24 @@ pub async fn change_catalog(
     }
 }
 
-/// Chooses the peers on which a new group begins.
-async fn place(node: &Node, catalog: &GroupHandle, wanted: u32) -> Vec<Replica> {
+/// Chooses the peers on which a new group begins, of those that this peer knows of.
+async fn place(node: &Node, catalog: &GroupHandle, wanted: u32, objective: &Objective) -> Vec<Replica> {
     let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
     loop {
         let peers = node.peers.live();
-        let settled = node.peers.since().elapsed() >= SETTLE;
-        if peers.len() >= wanted || settled || !catalog.status().leads {
-            return chosen(node, catalog.status().last, wanted, &[], &peers);
+        let there = peers.iter().filter(|info| !info.draining).count();
+        if there >= wanted || node.peers.age() >= SETTLE || !catalog.status().leads {
+            return chosen(catalog.status().last, wanted, objective, &peers);
         }
         sleep(Duration::from_millis(50)).await;
     }
 }
 
-fn chosen(node: &Node, seed: u64, wanted: usize, held: &[PeerId], peers: &[PeerInfo]) -> Vec<Replica> {
-    let mut candidates: Vec<Candidate> = peers.iter().filter_map(|info| Candidate::try_from(info).ok()).collect();
-    if !candidates.iter().any(|candidate| candidate.peer == node.id)
-        && let Ok(this) = Candidate::try_from(&node.describe())
-    {
-        candidates.push(this);
-    }
-    let peers_by_id = |id: PeerId| peers.iter().find(|info| info.peer == id.to_vec());
-    canal_topology::choose(seed, wanted, held, &candidates)
-        .into_iter()
-        .zip(1..)
-        .map(|(peer, id)| {
-            let known = peers_by_id(peer).map(|info| info.addresses.clone());
-            let addresses = known.unwrap_or_else(|| node.net.addresses());
-            Replica { id, peer: peer.to_vec(), addresses }
-        })
-        .collect()
+fn chosen(seed: u64, wanted: usize, objective: &Objective, peers: &[PeerInfo]) -> Vec<Replica> {
+    let candidates: Vec<Candidate> = peers.iter().filter_map(|info| Candidate::try_from(info).ok()).collect();
+    let best = canal_topology::choose(seed, wanted, &[], objective, &candidates);
+    let known = best.into_iter().filter_map(|peer| peers.iter().find(|info| info.peer == peer.to_vec()));
+    known.zip(1..).map(|(info, id)| Replica { id, peer: info.peer.clone(), addresses: info.addresses.clone() }).collect()
 }
 
 async fn check_component(node: &Node, catalog: &GroupHandle, function: &FunctionInfo) -> Result<(), WireError> {
@@ -355,12 +376,12 @@ fn full_status(group: &GroupHandle) -> Result<GroupStatus, WireError> {
         epoch: status.epoch,
         replicas: status.configuration.replicas.clone(),
         voters: status.configuration.voters.clone(),
-        wanted: rooms::grow::wanted(group),
+        wanted: rooms::membership::wanted(group),
         spec_version: status.spec.version,
         outbox: status.outbox,
         topics,
         triggers,
-        ..GroupStatus::default()
+        ..super::replicas::standing(group, &status)?
     })
 }
 
@@ -370,39 +391,28 @@ fn peer_status(node: &Node) -> Result<PeerStatus, WireError> {
         groups.push(full_status(&group)?);
     }
     let routes = node.dht.routes();
+    let totals = node.groups.totals();
     Ok(PeerStatus {
-        info: node.describe(),
+        log_entries: totals.log_entries,
+        log_bytes: totals.log_bytes,
+        segments: totals.segments,
+        segment_bytes: totals.segment_bytes,
+        info: super::peers::own(node),
         groups,
         neighbours: u32::try_from(node.net.neighbours()).unwrap_or(u32::MAX),
         records: u32::try_from(routes.records()).unwrap_or(u32::MAX),
         records_refused: routes.refused().values().sum(),
         joined: node.joined.load(std::sync::atomic::Ordering::Relaxed),
+        relayed_in: node.relays.came_in(),
+        relayed_out: node.relays.went_out(),
+        known: super::peers::known(node),
         ..PeerStatus::default()
     })
 }
 
-async fn announce(node: &Node, peer: PeerId, info: PeerInfo) -> Answered {
-    leading_catalog(node).await?;
-    if info.peer != peer.to_vec() {
-        return Err(WireError::new(Code::InvalidArgument, "a peer announces only itself"));
-    }
-    node.net.know(peer, &info.addresses).await;
-    if node.peers.heard(peer, info) {
-        Ok(Answer::Done(Done::default()))
-    } else {
-        Err(WireError::new(Code::WouldBlock, "the catalog's leader knows as many peers as it can"))
-    }
-}
-
-async fn create_replica(node: &Node, seed: Seed) -> Answered {
-    if seed.mesh != node.mesh.to_vec() {
-        return Err(WireError::new(Code::Incompatible, "the group belongs to another mesh"));
-    }
-    if node.is_draining() {
-        return Err(WireError::new(Code::Stopping, "this peer is shutting down"));
-    }
-    node.groups.create(seed).await.map_err(internal)?;
-    Ok(Answer::Done(Done::default()))
+async fn piece(node: &Node, ask: PieceAsk) -> Answered {
+    let groups = node.groups.clone();
+    tokio::task::spawn_blocking(move || groups.read_piece(&ask)).await.map_err(internal)?.map(Answer::Piece)
 }
 
 async fn apply_spec(node: &Node, ask: ApplySpec) -> Answered {
@@ -415,25 +425,4 @@ async fn apply_spec(node: &Node, ask: ApplySpec) -> Answered {
         propose(node, &group, Kind::Spec(ask.spec)).await?;
     }
     Ok(Answer::Done(Done { index: group.status().applied }))
-}
-
-async fn candidates(node: &Node, ask: &CandidatesAsk) -> Answered {
-    let catalog = leading_catalog(node).await?;
-    Ok(Answer::Peers(Peers { peers: grown(node, &catalog, ask) }))
-}
-
-/// The peers by which a group may grow, best first.
-pub fn grown(node: &Node, catalog: &GroupHandle, ask: &CandidatesAsk) -> Vec<PeerInfo> {
-    let held: Vec<PeerId> = ask.held.iter().filter_map(|bytes| PeerId::from_slice(bytes).ok()).collect();
-    let peers = node.peers.live();
-    let wanted = usize::try_from(ask.wanted).unwrap_or(usize::MAX);
-    let chosen = chosen(node, catalog.id().0, wanted, &held, &peers);
-    chosen
-        .into_iter()
-        .filter(|replica| !ask.held.iter().any(|held| held.as_ref() == replica.peer))
-        .filter_map(|replica| {
-            let known = peers.iter().find(|info| info.peer == replica.peer).cloned();
-            known.or_else(|| (replica.peer == node.id.to_vec()).then(|| node.describe()))
-        })
-        .collect()
 }

@@ -53,11 +53,12 @@ fn check(node: &Node, ask: Publish, between_peers: bool) -> Result<Begun, WireEr
         return if ask.topic_id > topic.0 { Ok(Begun::Elsewhere(ask.topic)) } else { Err(unknown_topic(&ask.topic)) };
     }
     let status = group.status();
-    if !status.leads || node.is_draining() {
+    if !status.leads || node.is_stopping() {
         return Err(node.not_leader(&status));
     }
-    let item =
-        AppendItem { topic: topic.0, producer: ask.producer, first_sequence: ask.first_sequence, events: ask.events };
+    let origin = if between_peers { ask.origin } else { 0 };
+    let Publish { producer, first_sequence, events, .. } = ask;
+    let item = AppendItem { topic: topic.0, producer, first_sequence, events, origin };
     let appending = group.append(item).map_err(|e| node.refusal(&group, e))?;
     Ok(Begun::Appending(group, appending))
 }

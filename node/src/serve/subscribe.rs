@@ -1,56 +1,99 @@
-//! Subscriptions: the history of one topic from any offset, then what is new, from this replica.
+//! Subscriptions: the history of one topic from any offset, then what is new, from a replica here or through a relay.
 //!
 //! There is only one loop, over offsets: read what is there, and wait for the topic to grow when there is nothing. So
-//! there is no seam between history and live where an event could be lost or doubled. A subscriber that does not read
-//! stops its own loop and nobody else's.
+//! there is no seam between history and live where an event could be lost or doubled. Nothing is sent without credit; a
+//! subscriber without credit is told how far it lags, and stops its own loop and nobody else's. Every second without
+//! anything else it is told that the subscription stands.
+//!
+//! Of a durable subscription the cursor is moved beside the loop, and the subscriber is told when somebody else opens it.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use canal_consensus::GroupHandle;
-use canal_proto::limits::MAX_DELIVERY;
-use canal_proto::request::{Content, Delivery, Events, From, Opened, Subscribe, VERSION};
-use canal_proto::{Code, TopicId, WireError, frame};
+use canal_proto::request::{Content, DEFAULT_CREDIT, Delivery, From, Opened, Standing, Subscribe, VERSION};
+use canal_proto::{Code, WireError, frame};
 use canal_sdk::BoxStream;
-use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::time::timeout;
+use tokio::io::{AsyncWriteExt, WriteHalf};
+use tokio::time::{Instant, sleep_until, timeout};
 
+use self::durable::Durable;
+use self::flow::Credit;
+use self::said::Said;
+use self::source::Source;
 use crate::net::links::read_frame;
-use crate::node::{NAMESPACE, Node, internal, unknown_topic};
+use crate::node::{NAMESPACE, Node, internal};
+
+pub mod batch;
+mod durable;
+mod flow;
+mod said;
+mod source;
 
 /// How long a client has to say what it wants.
 const GREETING: Duration = Duration::from_secs(10);
 /// Bytes of events in one delivery, about: a slow link shows progress, and a large event still fits.
-const DELIVERY_BYTES: usize = 512 << 10;
+const DELIVERY_BYTES: u64 = 512 << 10;
+/// Without anything to send for so long, it is said that the subscription stands.
+const BEAT: Duration = Duration::from_secs(1);
+/// For a subscriber to take what it has granted credit for.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves one subscription to its end.
 pub async fn serve(node: Arc<Node>, mut stream: BoxStream) {
     let Ok(Some(ask)) = timeout(GREETING, read_frame::<Subscribe>(&mut stream)).await else { return };
-    let (read, mut write) = tokio::io::split(stream);
-    let gone = closed(read);
-    tokio::select! {
+    let (read, write) = tokio::io::split(stream);
+    let said = Said::new();
+    let mut out = Out { write, beat: Instant::now() + BEAT };
+    let mut durable = None;
+    let ended = tokio::select! {
         biased;
-        () = gone => {}
-        result = deliver(&node, ask, &mut write) => {
-            if let Err(Some(error)) = result {
-                let _ = send(&mut write, Content::Error(error)).await;
-            }
-            let _ = write.shutdown().await;
-        }
+        ended = said.listen(read) => ended,
+        ended = begin(&node, &ask, &said, &mut out, &mut durable) => ended.err().flatten(),
+    };
+    if let Some(error) = ended {
+        let _ = out.send(Content::Error(error)).await;
     }
-}
-
-/// Returns when the client has closed its side, or breaks the protocol by saying more.
-async fn closed(mut read: ReadHalf<BoxStream>) {
-    let mut byte = [0; 1];
-    let _ = tokio::io::AsyncReadExt::read(&mut read, &mut byte).await;
+    let _ = timeout(WRITE_TIMEOUT, out.write.shutdown()).await;
+    if let Some(durable) = durable {
+        durable.last_move(&node, &said).await;
+    }
 }
 
 /// Why a subscription ended: with something to tell, or because the client is gone.
 type Ended = Option<WireError>;
 
-async fn deliver(node: &Node, ask: Subscribe, write: &mut WriteHalf<BoxStream>) -> Result<(), Ended> {
+struct Out {
+    write: WriteHalf<BoxStream>,
+    /// When something has to be said.
+    beat: Instant,
+}
+
+impl Out {
+    async fn send(&mut self, content: Content) -> Result<(), Ended> {
+        let mut bytes = BytesMut::new();
+        frame::encode(&Delivery { content: Some(content) }, &mut bytes).map_err(|e| Some(internal(e)))?;
+        self.put(&bytes).await
+    }
+
+    async fn put(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+        let written = async {
+            self.write.write_all(bytes).await?;
+            self.write.flush().await
+        };
+        let written = timeout(WRITE_TIMEOUT, written).await;
+        self.beat = Instant::now() + BEAT;
+        if matches!(written, Ok(Ok(()))) { Ok(()) } else { Err(None) }
+    }
+}
+
+async fn begin(
+    node: &Arc<Node>,
+    ask: &Subscribe,
+    said: &Said,
+    out: &mut Out,
+    held: &mut Option<Durable>,
+) -> Result<(), Ended> {
     if ask.version != VERSION {
         let message = format!("you speak version {} of the protocol, this peer {VERSION}", ask.version);
         return Err(Some(WireError::new(Code::Incompatible, message)));
@@ -58,54 +101,90 @@ async fn deliver(node: &Node, ask: Subscribe, write: &mut WriteHalf<BoxStream>) 
     if ask.namespace != NAMESPACE {
         return Err(Some(WireError::new(Code::InvalidArgument, format!("no namespace `{}`", ask.namespace))));
     }
-    let Some((group, topic)) = node.hosting(&ask.topic) else { return Err(Some(node.elsewhere(&ask.topic).await)) };
-    if ask.topic_id != 0 && ask.topic_id != topic.0 {
-        return Err(Some(unknown_topic(&ask.topic)));
+    let mut source = Source::open(node, ask).await?;
+    let mut opened = Opened { topic: source.topic(), head: source.head(), ..Opened::default() };
+    let (mut durable, mut cursor) = (None, None);
+    if !ask.durable.is_empty() {
+        let (open, row) = Durable::open(node, ask, opened.topic).await?;
+        (opened.session, opened.cursor) = (row.session, row.next);
+        cursor = (!ask.again).then_some(row.next);
+        durable = Some(open);
     }
-    let mut watch = group.watch();
-    let head = group.head(topic).unwrap_or_default();
-    let mut next = match ask.from {
-        Some(From::Offset(offset)) => offset,
-        Some(From::Latest(_)) => head,
-        Some(From::Earliest(_)) | None => 0,
-    };
-    send(write, Content::Opened(Opened { topic: topic.0, next, head, ..Opened::default() })).await?;
-    loop {
-        watch.now();
-        let Some(head) = group.head(topic) else { return Err(Some(unknown_topic(&ask.topic))) };
-        if next >= head {
-            if !watch.changed().await {
-                let message = "this peer is shutting down; go on at another";
-                return Err(Some(WireError::new(Code::Stopping, message)));
-            }
-            continue;
+    // the price of knowing it is a round trip where there is no replica: who begins at an offset learns it from reading
+    let exact = cursor.is_none() && matches!(ask.from, Some(From::Offset(_) | From::Latest(_)));
+    if !exact || matches!(source, Source::Here(_)) {
+        opened.oldest = source.oldest(node, &ask.topic).await?;
+    }
+    opened.next = match (cursor, &ask.from) {
+        (Some(cursor), _) => cursor.max(opened.oldest),
+        (None, Some(From::Offset(offset))) if *offset < opened.oldest => {
+            *held = durable;
+            return Err(Some(source::too_old(&ask.topic, *offset, opened.oldest)));
         }
-        let events = read(&group, topic, next).await?;
-        let Some(last) = events.last() else {
-            let message = format!("event {next} of `{}` can't be read here", ask.topic);
-            return Err(Some(WireError::new(Code::Internal, message)));
-        };
-        next = last.offset + 1;
-        send(write, Content::Events(Events { events, ..Events::default() })).await?;
-    }
-}
-
-async fn read(group: &GroupHandle, topic: TopicId, from: u64) -> Result<Vec<canal_proto::event::Stored>, Ended> {
-    let view = group.view();
-    let read = tokio::task::spawn_blocking(move || view.events(topic, from, MAX_DELIVERY, DELIVERY_BYTES));
-    match read.await {
-        Ok(Ok(events)) => Ok(events),
-        Ok(Err(error)) => Err(Some(internal(error))),
-        Err(_) => Err(Some(WireError::new(Code::Stopping, "this peer is shutting down; go on at another"))),
-    }
-}
-
-async fn send(write: &mut WriteHalf<BoxStream>, content: Content) -> Result<(), Ended> {
-    let mut bytes = BytesMut::new();
-    frame::encode(&Delivery { content: Some(content) }, &mut bytes).map_err(|e| Some(internal(e)))?;
-    let written = async {
-        write.write_all(&bytes).await?;
-        write.flush().await
+        (None, Some(From::Offset(offset))) => *offset,
+        (None, Some(From::Latest(_))) => source.newest(),
+        (None, Some(From::Earliest(_)) | None) => opened.oldest,
     };
-    written.await.map_err(|_| None)
+    let next = opened.next;
+    out.send(Content::Opened(opened)).await?;
+    let credit = Credit::new(if ask.credit == 0 { DEFAULT_CREDIT } else { ask.credit });
+    *held = durable;
+    let Some(durable) = held.as_ref() else { return deliver(&mut source, next, credit, said, out).await };
+    let replica = source.replica();
+    tokio::select! {
+        biased;
+        error = durable.lost(node, replica) => Err(Some(error)),
+        error = durable.keep_moving(node, said) => Err(Some(error)),
+        ended = deliver(&mut source, next, credit, said, out) => ended,
+    }
+}
+
+/// Sends events until something ends.
+async fn deliver(
+    source: &mut Source,
+    mut next: u64,
+    mut credit: Credit,
+    said: &Said,
+    out: &mut Out,
+) -> Result<(), Ended> {
+    // whether a subscriber without credit has been told how far it lags
+    let mut told = false;
+    loop {
+        let more = said.take_credit();
+        if more > 0 {
+            credit.grant(more);
+            told = false;
+        }
+        if let Some(committed) = said.take_committed() {
+            out.send(Content::Handled(committed)).await?;
+        }
+        let head = source.head();
+        let open = credit.left() > 0;
+        if !open && !told && next < head {
+            out.send(Content::Standing(Standing { next, head })).await?;
+            told = true;
+        }
+        let beat = out.beat;
+        tokio::select! {
+            biased;
+            () = said.wake.notified() => {}
+            ready = source.ready(next), if open => {
+                ready?;
+                let events = source.read(next, credit.left().min(DELIVERY_BYTES)).await?;
+                let sent = credit.take(&events);
+                let events = events.get(..sent).unwrap_or_default();
+                let Some(last) = events.last() else { continue };
+                next = last.offset + 1;
+                let frame = batch::deliver(events, source.head().max(next)).map_err(|e| Some(internal(e)))?;
+                out.put(&frame).await?;
+                source.on_out(events);
+            }
+            () = sleep_until(beat) => {
+                if !open {
+                    source.pause();
+                }
+                out.send(Content::Standing(Standing { next, head: source.head().max(next) })).await?;
+            }
+        }
+    }
 }

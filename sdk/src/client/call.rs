@@ -403,6 +403,12 @@ fn repeatable(ask: &Ask) -> bool {
 fn needs_leader(ask: &Ask) -> bool {
     matches!(
         ask,
-        Ask::Publish(_) | Ask::EndProducer(_) | Ask::Change(_) | Ask::StatePut(_) | Ask::Activations(_) | Ask::Peers(_)
+        Ask::Publish(_)
+            | Ask::EndProducer(_)
+            | Ask::Change(_)
+            | Ask::StatePut(_)
+            | Ask::Activations(_)
+            | Ask::Peers(_)
+            | Ask::Subscription(_)
     )
 }

@@ -35,7 +35,8 @@ const MAX_GAPS: u32 = 5;
 pub(super) struct Pump {
     client: Client,
     topic: String,
-    topic_id: u64,
+    /// None: not found yet.
+    topic_id: Option<u64>,
     producer: ProducerId,
     deadline: Option<Duration>,
     window: Arc<Window>,
@@ -53,7 +54,7 @@ impl Pump {
     pub(super) fn new(
         client: Client,
         topic: String,
-        topic_id: u64,
+        topic_id: Option<u64>,
         producer: ProducerId,
         deadline: Option<Duration>,
         window: Arc<Window>,
@@ -93,7 +94,14 @@ impl Pump {
             if end <= Instant::now() {
                 return Err(self.too_late());
             }
-            let Some(ask) = self.request(0) else {
+            let Some(topic_id) = self.topic_id else {
+                match self.client.route_until(&self.topic, end).await {
+                    Ok(route) => self.topic_id = Some(route.topic),
+                    Err(error) => self.reconsider(error).await?,
+                }
+                continue;
+            };
+            let Some(ask) = self.request(0, topic_id) else {
                 return Err(Error::unexpected("a publish"));
             };
             self.note_sent(0);
@@ -122,7 +130,7 @@ impl Pump {
             Code::NoQuorum | Code::Unreachable if self.expiry().is_none() => {}
             _ => return Err(error),
         }
-        self.trouble = Some(error);
+        self.note_trouble(error);
         sleep(self.backoff.next()).await;
         Ok(())
     }
@@ -139,7 +147,7 @@ impl Pump {
                 if self.batches.len() == replies.len() {
                     self.batches.extend(self.window.cut());
                 }
-                let Some(ask) = self.request(replies.len()) else {
+                let Some(ask) = self.topic_id.and_then(|topic_id| self.request(replies.len(), topic_id)) else {
                     break;
                 };
                 let left = self.expiry().map_or(FINDING, |end| end.saturating_duration_since(Instant::now()));
@@ -182,8 +190,13 @@ impl Pump {
             _ => {}
         }
         tracing::debug!(topic = self.topic, %error, "publisher looks for the leader");
-        self.trouble = Some(error);
+        self.note_trouble(error);
         Ok(())
+    }
+
+    fn note_trouble(&mut self, error: Error) {
+        self.window.note_trouble(&error);
+        self.trouble = Some(error);
     }
 
     /// Until when the oldest event may be without a receipt.
@@ -204,15 +217,16 @@ impl Pump {
     }
 
     /// The request for the batch at this place.
-    fn request(&self, at: usize) -> Option<Ask> {
+    fn request(&self, at: usize, topic_id: u64) -> Option<Ask> {
         let batch = self.batches.get(at)?;
         let events: Vec<Event> = batch.items.iter().map(|item| item.event.clone()).collect();
         Some(Ask::Publish(Publish {
             topic: self.topic.clone(),
-            topic_id: self.topic_id,
+            topic_id,
             producer: self.producer.to_vec().into(),
             first_sequence: batch.first,
             events,
+            origin: 0,
         }))
     }
 

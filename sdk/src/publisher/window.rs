@@ -44,11 +44,15 @@ struct Queue {
     retried: bool,
 }
 
+/// How far the receipts are.
 #[derive(Clone)]
-struct Progress {
+pub(crate) struct Progress {
     /// All up to this sequence have receipts.
-    through: u64,
-    failed: Option<Error>,
+    pub(crate) through: u64,
+    /// What ended the publisher.
+    pub(crate) failed: Option<Error>,
+    /// What went wrong last, since the last receipt.
+    pub(crate) trouble: Option<Error>,
 }
 
 /// Shared between publishing calls and the task.
@@ -60,7 +64,7 @@ pub(super) struct Window {
 
 impl Window {
     pub(super) fn new(first: u64) -> Self {
-        let progress = Progress { through: first - 1, failed: None };
+        let progress = Progress { through: first - 1, failed: None, trouble: None };
         Self {
             queue: Mutex::new(Queue { items: VecDeque::new(), next_sequence: first, retried: false }),
             progress: watch::Sender::new(progress),
@@ -117,7 +121,23 @@ impl Window {
     }
 
     pub(super) fn note_receipts(&self, through: u64) {
-        self.progress.send_modify(|progress| progress.through = through);
+        self.progress.send_modify(|progress| {
+            progress.through = through;
+            progress.trouble = None;
+        });
+    }
+
+    pub(super) fn note_trouble(&self, error: &Error) {
+        self.progress.send_modify(|progress| progress.trouble = Some(error.clone()));
+    }
+
+    pub(super) fn trouble(&self) -> Option<Error> {
+        self.progress.borrow().trouble.clone()
+    }
+
+    #[cfg(feature = "queue")]
+    pub(super) fn watch(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
     }
 
     /// Fails what is queued, and everything that comes after.

@@ -1,6 +1,7 @@
 //! The topics that a pattern matches: one feed each, and a look at the catalog every second for new ones.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use canal_proto::{Code, Pattern};
@@ -10,20 +11,20 @@ use tokio::task::{JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::feed::Feed;
+use super::shared::Terms;
 use super::{Batch, From};
 use crate::Error;
-use crate::client::Client;
 
 /// How soon a new topic is noticed.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Topics that one subscription reads: each has a stream of its own.
-const MAX_TOPICS: usize = 1024;
+pub(super) const MAX_TOPICS: usize = 1024;
 
 pub(super) struct Topics {
-    client: Client,
+    terms: Arc<Terms>,
     pattern: Pattern,
     from: From,
-    batches: mpsc::Sender<Batch>,
+    batches: mpsc::UnboundedSender<Batch>,
     /// One feed a topic: its id, whether it stood, and how it ended.
     feeds: JoinSet<(u64, bool, Option<Error>)>,
     running: BTreeSet<u64>,
@@ -34,9 +35,14 @@ pub(super) struct Topics {
 type Standing = oneshot::Receiver<Result<(), Error>>;
 
 impl Topics {
-    pub(super) fn new(client: Client, pattern: Pattern, from: From, batches: mpsc::Sender<Batch>) -> Self {
+    pub(super) fn new(
+        terms: Arc<Terms>,
+        pattern: Pattern,
+        from: From,
+        batches: mpsc::UnboundedSender<Batch>,
+    ) -> Self {
         Self {
-            client,
+            terms,
             pattern,
             from,
             batches,
@@ -67,14 +73,14 @@ impl Topics {
                 () = self.batches.closed() => return,
                 Some(ended) = self.feeds.join_next(), if !self.feeds.is_empty() => {
                     if let Some(error) = self.on_ended(ended) {
-                        return drop(self.batches.send(Err(error)).await);
+                        return drop(self.batches.send(Err(error)));
                     }
                 }
                 _ = ticks.tick() => {
                     if let Err(error) = self.look(From::Earliest).await
                         && !matches!(error.code, Code::NoQuorum | Code::Unreachable)
                     {
-                        return drop(self.batches.send(Err(error)).await);
+                        return drop(self.batches.send(Err(error)));
                     }
                 }
             }
@@ -106,7 +112,7 @@ impl Topics {
 
     /// Begins a feed for each topic that is not read yet.
     async fn look(&mut self, from: From) -> Result<Vec<Standing>, Error> {
-        let topics = self.client.topics(self.pattern.as_str()).await?;
+        let topics = self.terms.client.topics(self.pattern.as_str()).await?;
         let listed: BTreeSet<u64> = topics.iter().map(|topic| topic.id).collect();
         self.removed.retain(|id| listed.contains(id));
         let mut begun = Vec::new();
@@ -122,7 +128,7 @@ impl Topics {
                 return Err(Error::new(Code::TooLarge, message));
             }
             let (opened, standing) = oneshot::channel();
-            let feed = Feed::new(self.client.clone(), &topic.name, topic.id, from, self.batches.clone());
+            let feed = Feed::new(Arc::clone(&self.terms), &topic.name, topic.id, from, self.batches.clone());
             self.feeds.spawn(async move {
                 let (stood, error) = feed.run_among(opened).await;
                 (topic.id, stood, error)

@@ -14,7 +14,7 @@ use canal_proto::log::StateOp;
 use canal_proto::peer::Replica;
 use canal_proto::request::{
     Answer, Ask, CatalogView, Content, Delivery, Done, Events, From, GroupStatus, Opened, Publish, Request, Response,
-    Route, StateRows, Subscribe, TopicStatus, Welcome,
+    Route, Say, Standing, StateRows, Subscribe, SubscriberFrame, TopicStatus, Welcome,
 };
 use canal_proto::route::{CATALOG, group_name};
 use canal_proto::{Code, GroupId, Pattern, PeerId};
@@ -47,7 +47,14 @@ pub enum Behaviour {
 pub struct Topic {
     pub id: u64,
     pub events: Vec<Stored>,
+    /// Events before it are no longer served.
+    oldest: u64,
     producers: BTreeMap<Bytes, Vec<u64>>,
+}
+
+struct Held {
+    next: u64,
+    holder: Bytes,
 }
 
 #[derive(Default)]
@@ -63,7 +70,17 @@ struct Mesh {
     streams: HashMap<u64, Vec<AbortHandle>>,
     asked: Vec<(u64, &'static str)>,
     publishes: Vec<(u64, u64, usize)>,
-    subscribes: Vec<(u64, Option<From>)>,
+    subscribes: Vec<(u64, Subscribe)>,
+    /// Peers without a replica.
+    elsewhere: Vec<u64>,
+    /// Cursors, by topic and name.
+    durable: BTreeMap<(String, String), Held>,
+    /// What was said to be handled, in order.
+    advances: Vec<u64>,
+    /// No cursor moves.
+    undecided: bool,
+    /// Credit granted after opening.
+    granted: u64,
     /// A replica that lags sees only this many events.
     lag: HashMap<u64, u64>,
     tampered: Option<fn(Vec<Stored>) -> Vec<Stored>>,
@@ -165,6 +182,11 @@ impl Fake {
         events.map(|stored| String::from_utf8(stored.event.payload.to_vec()).unwrap()).collect()
     }
 
+    /// All producers of a topic have been ended.
+    pub fn forget_producers(&self, topic: &str) {
+        self.mesh().topics.get_mut(topic).unwrap().producers.clear();
+    }
+
     pub fn append(&self, topic: &str, payload: &str) {
         self.mesh().append(topic, Event::new(payload.to_owned()), Bytes::from_static(&[9; 16]), 0);
         self.touch();
@@ -186,7 +208,43 @@ impl Fake {
 
     /// Who was asked for a subscription, and from where.
     pub fn subscribed(&self) -> Vec<(u64, Option<From>)> {
+        self.mesh().subscribes.iter().map(|(peer, ask)| (*peer, ask.from.clone())).collect()
+    }
+
+    /// The whole of what was asked, in order.
+    pub fn subscribes(&self) -> Vec<(u64, Subscribe)> {
         self.mesh().subscribes.clone()
+    }
+
+    /// This peer has no replica.
+    pub fn without_replica(&self, peer: u64) {
+        self.mesh().elsewhere.push(peer);
+    }
+
+    /// Lets go of the events before an offset.
+    pub fn trim(&self, topic: &str, oldest: u64) {
+        self.mesh().topics.get_mut(topic).unwrap().oldest = oldest;
+        self.touch();
+    }
+
+    /// Where a durable subscription is.
+    pub fn cursor(&self, topic: &str, name: &str) -> Option<u64> {
+        self.mesh().durable.get(&(topic.to_owned(), name.to_owned())).map(|held| held.next)
+    }
+
+    /// Whether cursors can be moved: without a majority they can't.
+    pub fn decides(&self, decides: bool) {
+        self.mesh().undecided = !decides;
+    }
+
+    /// What was said to be handled, in order.
+    pub fn advances(&self) -> Vec<u64> {
+        self.mesh().advances.clone()
+    }
+
+    /// Bytes of credit granted after opening.
+    pub fn granted(&self) -> u64 {
+        self.mesh().granted
     }
 
     async fn serve(self, peer: u64, mut stream: DuplexStream) {
@@ -220,10 +278,12 @@ impl Fake {
 
     async fn serve_subscriber(self, peer: u64, mut stream: DuplexStream) {
         let mut changed = self.changed.subscribe();
-        let Some(ask) = read::<Subscribe>(&mut stream, &mut BytesMut::new()).await else {
+        let mut buffer = BytesMut::new();
+        let Some(ask) = read::<Subscribe>(&mut stream, &mut buffer).await else {
             return;
         };
         let opened = self.mesh().open(peer, &ask);
+        self.touch();
         let (opened, mut next) = match opened {
             Ok(opened) => (Content::Opened(opened.clone()), opened.next),
             Err(error) => {
@@ -231,27 +291,44 @@ impl Fake {
             }
         };
         write(&mut stream, &Delivery { content: Some(opened) }).await;
+        let mut credit = i64::try_from(ask.credit).unwrap();
         loop {
-            let events = {
-                let mesh = self.mesh();
-                let Some(topic) = mesh.topics.get(&ask.topic) else {
-                    return;
-                };
-                let seen = mesh.seen(peer, topic);
-                let events: Vec<Stored> = topic.events[..seen].iter().skip(next as usize).take(2).cloned().collect();
-                next += events.len() as u64;
-                mesh.tampered.map_or(events.clone(), |tamper| tamper(events))
-            };
-            if events.is_empty() {
-                if changed.changed().await.is_err() {
+            if matches!(self.mesh().behaviours.get(&peer), Some(Behaviour::Silent)) {
+                return std::future::pending().await;
+            }
+            let content = self.mesh().next_content(peer, &ask, &mut next, &mut credit);
+            if let Some(content) = content {
+                let last = matches!(content, Content::Error(_));
+                write(&mut stream, &Delivery { content: Some(content) }).await;
+                if last {
                     return;
                 }
-            } else {
-                write(
-                    &mut stream,
-                    &Delivery { content: Some(Content::Events(Events { events, ..Events::default() })) },
-                )
-                .await;
+                continue;
+            }
+            tokio::select! {
+                changed = changed.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+                frame = read::<SubscriberFrame>(&mut stream, &mut buffer) => match frame.map(|frame| frame.say.unwrap()) {
+                    None => return,
+                    Some(Say::Credit(more)) => {
+                        self.mesh().granted += more;
+                        credit += i64::try_from(more).unwrap();
+                    }
+                    Some(Say::Handled(handled)) => {
+                        let committed = self.mesh().advance(&ask, handled);
+                        self.touch();
+                        if committed {
+                            write(&mut stream, &Delivery { content: Some(Content::Handled(handled)) }).await;
+                        }
+                    }
+                },
+                () = tokio::time::sleep(std::time::Duration::from_secs(1)) => {
+                    let head = self.mesh().topics.get(&ask.topic).map_or(0, |topic| topic.events.len() as u64);
+                    write(&mut stream, &Delivery { content: Some(Content::Standing(Standing { next, head })) }).await;
+                }
             }
         }
     }
@@ -289,23 +366,93 @@ impl Mesh {
         }
     }
 
+    /// What a subscriber gets next, if there is something.
+    fn next_content(&mut self, peer: u64, ask: &Subscribe, next: &mut u64, credit: &mut i64) -> Option<Content> {
+        let key = (ask.topic.clone(), ask.durable.clone());
+        if !ask.durable.is_empty() && self.durable.get(&key).is_none_or(|held| held.holder != ask.holder) {
+            return Some(Content::Error(WireError::new(Code::TakenOver, "taken over")));
+        }
+        let Some(topic) = self.topics.get(&ask.topic) else {
+            return Some(Content::Error(WireError::new(Code::UnknownTopic, "no such topic")));
+        };
+        let seen = self.seen(peer, topic);
+        let mut events = Vec::new();
+        for stored in topic.events[..seen].iter().skip(*next as usize).take(2) {
+            if *credit <= 0 {
+                break;
+            }
+            *credit -= i64::try_from(Events::cost(stored)).unwrap();
+            *next += 1;
+            events.push(stored.clone());
+        }
+        let events = self.tampered.map_or(events.clone(), |tamper| tamper(events));
+        (!events.is_empty()).then(|| Content::Events(Events { events, head: seen as u64 }))
+    }
+
+    fn open_durable(&mut self, ask: &Subscribe) -> Result<u64, WireError> {
+        let topic = &self.topics[&ask.topic];
+        let key = (ask.topic.clone(), ask.durable.clone());
+        let known = self.durable.get(&key);
+        if ask.again && known.is_none_or(|known| known.holder != ask.holder) {
+            return Err(WireError::new(Code::TakenOver, "taken over"));
+        }
+        let from = match &ask.from {
+            Some(From::Offset(next)) => *next,
+            Some(From::Latest(_)) => topic.events.len() as u64,
+            _ => topic.oldest,
+        };
+        let next = known.map_or(from, |known| known.next);
+        self.durable.insert(key, Held { next, holder: ask.holder.clone() });
+        Ok(next)
+    }
+
+    /// Moves a cursor; says whether that was committed.
+    fn advance(&mut self, ask: &Subscribe, next: u64) -> bool {
+        self.advances.push(next);
+        if self.undecided {
+            return false;
+        }
+        let held = self.durable.get_mut(&(ask.topic.clone(), ask.durable.clone())).unwrap();
+        let ours = held.holder == ask.holder;
+        if ours {
+            held.next = held.next.max(next);
+        }
+        ours
+    }
+
     fn open(&mut self, peer: u64, ask: &Subscribe) -> Result<Opened, WireError> {
-        self.subscribes.push((peer, ask.from.clone()));
+        self.subscribes.push((peer, ask.clone()));
         let unknown = || WireError::new(Code::UnknownTopic, "no such topic");
+        if self.elsewhere.contains(&peer) && !ask.relay {
+            return Err(WireError::new(Code::NotHere, "no replica here"));
+        }
         let topic = self.topics.get(&ask.topic).ok_or_else(unknown)?;
         if ask.topic_id != 0 && ask.topic_id != topic.id {
             return Err(unknown());
+        }
+        let oldest = topic.oldest;
+        if !ask.durable.is_empty() {
+            let cursor = self.open_durable(ask)?;
+            let head = self.topics[&ask.topic].events.len() as u64;
+            let next = match (&ask.from, ask.again) {
+                (Some(From::Offset(next)), true) => *next,
+                _ => cursor.max(oldest),
+            };
+            return Ok(Opened { topic: self.topics[&ask.topic].id, next, head, oldest, session: 1, cursor });
         }
         let head = self.seen(peer, topic) as u64;
         let next = match &ask.from {
             Some(From::Offset(next)) if *next > head => {
                 return Err(WireError::new(Code::OutOfRange, "beyond the newest event").with_detail(head));
             }
+            Some(From::Offset(next)) if *next < oldest => {
+                return Err(WireError::new(Code::OutOfRange, "the oldest is later").with_detail(oldest));
+            }
             Some(From::Offset(next)) => *next,
             Some(From::Latest(_)) => head,
-            _ => 0,
+            _ => oldest,
         };
-        Ok(Opened { topic: topic.id, next, head, ..Opened::default() })
+        Ok(Opened { topic: topic.id, next, head, oldest, ..Opened::default() })
     }
 
     fn answer(&mut self, peer: u64, ask: Ask, behaviour: &Behaviour, peers: u64) -> Answer {

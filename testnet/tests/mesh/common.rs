@@ -58,6 +58,17 @@ pub async fn mesh(peers: usize) -> Mesh {
     Mesh { net: Testnet::start(&Scenario::of(peers), options).await.unwrap(), _room }
 }
 
+/// A mesh of so many peers, none of them started yet, with more arguments of `canal start`.
+pub async fn prepared(peers: usize, arguments: &[&str]) -> Mesh {
+    let _room = room(peers).await;
+    let options = Options {
+        keep: std::env::var_os("CANAL_TEST_KEEP").is_some(),
+        arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+        ..Options::new(program())
+    };
+    Mesh { net: Testnet::prepare(&Scenario::of(peers), options).unwrap(), _room }
+}
+
 /// A publisher that never gives up.
 pub async fn patient(client: &Client, topic: &str) -> Publisher {
     let options = PublisherOptions { deadline: Deadline::Never, ..PublisherOptions::default() };

@@ -70,7 +70,7 @@ async fn bad_input_is_answered_with_its_error() {
     let line = vec![b'x'; MAX_PAYLOAD + 1];
     assert_exit(&canal(&address, &["pub", "t", "--stdin"], &line).await, Code::TooLarge);
 
-    assert_exit(&canal("127.0.0.1:1", &["peers"], b"").await, Code::Unreachable);
+    assert_exit(&canal("127.0.0.1:1", &["peer", "ls"], b"").await, Code::Unreachable);
     assert_eq!(client.topic_status("t").await.unwrap().next, 0, "nothing of it was taken");
 }
 

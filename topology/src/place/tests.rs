@@ -9,7 +9,22 @@ fn peer(n: u8) -> PeerId {
 }
 
 fn candidate(n: u8, tier: Tier, site: &str) -> Candidate {
-    Candidate { peer: peer(n), tier, site: site.into(), cpus: 4, memory: 8 << 30, replicas: 0, labels: BTreeMap::new() }
+    Candidate {
+        peer: peer(n),
+        tier,
+        site: site.into(),
+        cpus: 4,
+        memory: 8 << 30,
+        replicas: 0,
+        labels: BTreeMap::new(),
+        draining: false,
+        coordinate: None,
+    }
+}
+
+/// A choice of a group that has no wishes.
+fn choose(seed: u64, wanted: usize, held: &[PeerId], candidates: &[Candidate]) -> Vec<PeerId> {
+    super::choose(seed, wanted, held, &Objective::default(), candidates)
 }
 
 fn set(peers: &[PeerId]) -> BTreeSet<PeerId> {
@@ -29,8 +44,10 @@ fn sites_come_before_what_stands_and_what_stands_before_load() {
     all[0].replicas = 1000;
     all[2].replicas = 1000;
     assert_eq!(set(&choose(7, 3, &[peer(1), peer(3)], &all)), set(&[peer(1), peer(3), peer(5)]));
-    // two stand in one site while another has none: one of them moves
+    // two stand in one site while another has none: one of them moves, and not the one that was named first
     let chosen = choose(7, 3, &[peer(1), peer(2), peer(3)], &all);
+    assert_eq!(set(&chosen), set(&[peer(1), peer(3), peer(5)]));
+    let chosen = choose(7, 3, &[peer(2), peer(1), peer(3)], &all);
     assert_eq!(set(&chosen), set(&[peer(2), peer(3), peer(5)]));
     // nothing stands: the idle ones
     assert_eq!(set(&choose(7, 3, &[], &all)), set(&[peer(2), peer(4), peer(5)]));
@@ -51,6 +68,64 @@ fn sensors_come_last() {
     // but they do when there is nobody else, and then the one that stands
     assert_eq!(set(&choose(7, 3, &[peer(1)], &all)), set(&[peer(1), peer(3), peer(4)]));
     assert_eq!(set(&choose(7, 3, &[peer(2)], &all)), set(&[peer(2), peer(3), peer(4)]));
+}
+
+#[test]
+fn wishes_are_met_where_they_can_be() {
+    let mut all = vec![
+        candidate(1, Tier::Edge, "a"),
+        candidate(2, Tier::Edge, "b"),
+        candidate(3, Tier::Cloud, "a"),
+        candidate(4, Tier::Cloud, "a"),
+        candidate(5, Tier::Iot, "d"),
+    ];
+    all[0].labels.insert("disk".into(), "fast".into());
+    all[4].labels.insert("disk".into(), "fast".into());
+    let choose = |wanted, held: &[PeerId], objective: &Objective| set(&super::choose(1, wanted, held, objective, &all));
+    let cloud = Objective { tier: Some(Tier::Cloud), ..Objective::default() };
+    // even though they share a site, and others stand
+    assert_eq!(choose(2, &[peer(1), peer(2)], &cloud), set(&[peer(3), peer(4)]));
+    // and one of another tier where they are too few: it is not the sensor
+    assert_eq!(choose(3, &[], &cloud), set(&[peer(3), peer(4), peer(2)]));
+    let sensors = Objective { tier: Some(Tier::Iot), ..Objective::default() };
+    assert_eq!(choose(1, &[peer(1)], &sensors), set(&[peer(5)]));
+    let fast = Objective { labels: all[0].labels.clone(), ..Objective::default() };
+    assert_eq!(choose(1, &[peer(2)], &fast), set(&[peer(1)]));
+    assert_eq!(choose(2, &[peer(2)], &fast), set(&[peer(1), peer(5)]));
+    assert_eq!(choose(3, &[peer(2)], &fast), set(&[peer(1), peer(5), peer(2)]));
+    // what is pinned comes before all of that, while it is there
+    let pinned = Objective { pinned: set(&[peer(5), peer(9)]), ..cloud };
+    assert_eq!(choose(2, &[peer(3), peer(4)], &pinned), set(&[peer(5), peer(3)]));
+    let pinned = Objective { pinned: set(&[peer(1), peer(2), peer(5)]), ..Objective::default() };
+    assert_eq!(choose(2, &[peer(5), peer(3), peer(1)], &pinned), set(&[peer(5), peer(1)]));
+}
+
+#[test]
+fn a_peer_that_is_emptied_holds_nothing_unless_it_is_the_last() {
+    let mut all: Vec<Candidate> = (1..=3).map(|n| candidate(n, Tier::Edge, "a")).collect();
+    all[0].draining = true;
+    let held = [peer(1), peer(2), peer(3)];
+    assert_eq!(set(&choose(1, 3, &held, &all)), set(&[peer(2), peer(3)]));
+    let pinned = Objective { pinned: set(&[peer(1)]), ..Objective::default() };
+    assert_eq!(set(&super::choose(1, 3, &held, &pinned, &all)), set(&[peer(2), peer(3)]));
+    all.iter_mut().for_each(|c| c.draining = true);
+    assert_eq!(choose(1, 3, &held, &all), [peer(1)]);
+}
+
+#[test]
+fn wishes_are_read_from_the_catalog() {
+    let placement = Placement {
+        tier: Some(Tier::Cloud.into()),
+        labels: vec![canal_proto::peer::Label { key: "k".into(), value: "v".into() }],
+        pinned: vec![vec![4; 32].into(), vec![1].into()],
+    };
+    let objective = Objective {
+        tier: Some(Tier::Cloud),
+        labels: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
+        pinned: set(&[peer(4)]),
+    };
+    assert_eq!(Objective::from(&placement), objective);
+    assert_eq!(Objective::from(&Placement { tier: Some(9), ..Placement::default() }), Objective::default());
 }
 
 #[test]
@@ -77,6 +152,30 @@ fn many_groups_spread_over_equal_peers_without_news_of_each_other() {
     assert_eq!(held.iter().sum::<u32>(), 3000);
     // the mean is 300; four standard deviations of a fair draw are 58
     assert!(held.iter().all(|count| (242..=358).contains(count)), "{held:?}");
+}
+
+#[test]
+fn over_many_groups_a_peer_that_comes_or_goes_moves_few_replicas() {
+    let all: Vec<Candidate> = (0..12).map(|n| candidate(n, Tier::Edge, &format!("s{}", n % 4))).collect();
+    let placed: Vec<Vec<PeerId>> = (0..600).map(|seed| choose(seed, 3, &[], &all)).collect();
+    let groups = || (0u64..).zip(&placed);
+    // a newcomer in a site that there is: nothing is better for it, so nothing moves
+    let mut more = all.clone();
+    more.push(candidate(20, Tier::Edge, "s0"));
+    assert!(groups().all(|(seed, held)| set(&choose(seed, 3, held, &more)) == set(held)));
+    // one that goes: each of its groups moves one replica, no other moves any, and the rest take them evenly
+    let fewer: Vec<Candidate> = all.iter().filter(|c| c.peer != peer(5)).cloned().collect();
+    let mut took = BTreeMap::<PeerId, u32>::new();
+    for (seed, held) in groups() {
+        let after = set(&choose(seed, 3, held, &fewer));
+        let came: Vec<PeerId> = after.difference(&set(held)).copied().collect();
+        assert_eq!(came.len(), usize::from(held.contains(&peer(5))), "group {seed}");
+        came.into_iter().for_each(|peer| *took.entry(peer).or_default() += 1);
+    }
+    let moved: u32 = took.values().sum();
+    assert_eq!(moved as usize, placed.iter().filter(|held| held.contains(&peer(5))).count());
+    // 11 peers share some 150; a site whose others stand already takes more, none takes a third of them
+    assert!(took.len() == 11 && took.values().all(|count| *count * 3 < moved), "{took:?}");
 }
 
 #[test]
@@ -132,7 +231,78 @@ fn reachable_sites(wanted: usize, all: &[Candidate]) -> usize {
     sites(false).len() + more.min(wanted - preferred)
 }
 
+prop_compose! {
+    fn any_objective()(
+        tier in prop::option::of(prop_oneof![Just(Tier::Iot), Just(Tier::Edge), Just(Tier::Cloud)]),
+        label in any::<bool>(),
+        pinned in prop::collection::btree_set((0u8..40).prop_map(peer), 0..4),
+    ) -> Objective {
+        let labels = if label { BTreeMap::from([("even".to_owned(), "1".to_owned())]) } else { BTreeMap::new() };
+        Objective { tier, labels, pinned }
+    }
+}
+
+/// Every other peer has the label that some objectives ask for; every seventh is being emptied.
+fn with_traits(mut all: Vec<Candidate>) -> Vec<Candidate> {
+    for c in &mut all {
+        let number = c.peer.public_key()[0];
+        if number % 2 == 0 {
+            c.labels.insert("even".into(), "1".into());
+        }
+        c.draining = number % 7 == 0;
+    }
+    all
+}
+
 proptest! {
+    #[test]
+    fn wishes_come_before_spread_and_what_stands(
+        seed: u64,
+        wanted in 0usize..10,
+        objective in any_objective(),
+        all in any_mesh().prop_map(with_traits),
+        held in prop::collection::vec((0u8..40).prop_map(peer), 0..9),
+    ) {
+        let chosen = super::choose(seed, wanted, &held, &objective, &all);
+        let there: Vec<&Candidate> = all.iter().filter(|c| !c.draining).collect();
+        if there.is_empty() {
+            prop_assert_eq!(chosen.len(), wanted.min(all.len()).min(1));
+            return Ok(());
+        }
+        prop_assert_eq!(chosen.len(), wanted.min(there.len()));
+        let taken: Vec<&&Candidate> = there.iter().filter(|c| chosen.contains(&c.peer)).collect();
+        prop_assert_eq!(taken.len(), chosen.len(), "a peer that is emptied, or not there");
+        // nobody who was left out is nearer to the wishes than one who was taken
+        let worst = taken.iter().map(|c| objective.misses(c)).max();
+        let best = there.iter().filter(|c| !chosen.contains(&c.peer)).map(|c| objective.misses(c)).min();
+        if let (Some(worst), Some(best)) = (worst, best) {
+            prop_assert!(worst <= best, "{worst:?} before {best:?}");
+        }
+        // and what was chosen stays chosen, in any order
+        let mut again = chosen.clone();
+        again.reverse();
+        prop_assert_eq!(set(&super::choose(seed, wanted, &again, &objective, &all)), set(&chosen));
+    }
+
+    #[test]
+    fn a_newcomer_moves_one_replica_at_most_whatever_is_wished(
+        seed: u64,
+        wanted in 0usize..10,
+        objective in any_objective(),
+        all in any_mesh().prop_map(with_traits),
+        newcomer in any_candidate(),
+    ) {
+        prop_assume!(all.iter().any(|c| !c.draining));
+        let before = super::choose(seed, wanted, &[], &objective, &all);
+        let mut more = all.clone();
+        more.push(Candidate { peer: peer(200), ..newcomer });
+        let after = set(&super::choose(seed, wanted, &before, &objective, &more));
+        let gone: Vec<_> = before.iter().filter(|peer| !after.contains(peer)).collect();
+        prop_assert!(gone.len() <= 1, "{gone:?}");
+        let came: Vec<_> = after.iter().filter(|peer| !before.contains(peer)).collect();
+        prop_assert!(came.iter().all(|id| **id == peer(200)), "{came:?}");
+    }
+
     #[test]
     fn a_choice_keeps_the_policy(
         seed: u64,

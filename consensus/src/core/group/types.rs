@@ -3,12 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use canal_proto::limits::MAX_ENTRY;
 use canal_proto::log::{AppendItem, GroupSpec, Kind};
 use canal_proto::peer::{Replica, Seed};
 use canal_proto::{GroupId, PeerId};
 use raft::eraftpb::{Entry, HardState, Message};
 
+use super::install::Install;
+use crate::core::log::Compacted;
 use crate::core::machine::{Effect, Reply};
 use crate::core::rows::Configuration;
 
@@ -29,19 +32,33 @@ pub struct Origin<L> {
     pub reader: L,
     /// Its hard state.
     pub hard_state: HardState,
-    /// Index of the last entry in its log.
+    /// Index of the last entry in its log, or that of `compacted` when there is none behind it.
     pub last: u64,
+    /// Bytes of the entries in its log, about.
+    pub log_bytes: u64,
+    /// Where its log begins, when it was compacted.
+    pub compacted: Option<Compacted>,
 }
 
 /// Names a request until it is answered.
 pub type Ticket = u64;
+
+/// A change of the configuration: one entry, and one change that Raft makes, jointly when more than one replica is
+/// concerned.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChangeSet {
+    /// Learners that are to vote.
+    pub promote: Vec<u64>,
+    /// Replicas that are to go, voters or learners.
+    pub remove: Vec<u64>,
+}
 
 /// What a replica is told.
 #[derive(Debug)]
 pub enum Input {
     /// Time passed.
     Tick,
-    /// A replica on this peer sent this.
+    /// A replica on this peer sent this. A `MsgSnapshot` is only given when all that its data names is on disk.
     Message(PeerId, Box<Message>),
     /// Publish these.
     Append(Ticket, AppendItem),
@@ -53,12 +70,21 @@ pub enum Input {
     AddLearner(Ticket, Replica),
     /// Let a learner vote.
     Promote(Ticket, u64),
+    /// Let learners vote and replicas go.
+    Change(Ticket, ChangeSet),
     /// Hand leadership to this replica.
     Transfer(u64),
     /// This replica could not be reached.
     Unreachable(u64),
     /// Stand for election now.
     Campaign,
+    /// The snapshot that [`Output::WantsSnapshot`] asked for, of the same point; its data goes to followers as it is.
+    SnapshotReady(SnapshotPoint, Bytes),
+    /// The snapshot that [`Output::WantsSnapshot`] asked for could not be made. It is asked for again when a follower
+    /// still needs it.
+    SnapshotFailed,
+    /// A snapshot did not get to this replica: it is sent again without waiting.
+    SnapshotLost(u64),
 }
 
 /// Why a request was not taken, or was given up.
@@ -79,6 +105,17 @@ pub enum Refused {
     Configuration(&'static str),
 }
 
+/// A point in a group's log at which its rows were frozen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotPoint {
+    /// Index of the last entry applied to them.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// The configuration in them.
+    pub configuration: Arc<Configuration>,
+}
+
 /// What a replica wants.
 #[derive(Debug)]
 pub enum Output {
@@ -88,6 +125,31 @@ pub enum Output {
     Reply(Ticket, Result<Reply, Refused>),
     /// Something was applied.
     Effect(Effect),
+    /// A follower needs a snapshot. Freeze the rows as the batch of this turn leaves them, which is at this point, and
+    /// come back with [`Input::SnapshotReady`] or [`Input::SnapshotFailed`].
+    WantsSnapshot(SnapshotPoint),
+    /// The rows are older than the log, and a snapshot was asked for: the replica is filled when it comes.
+    Refill {
+        /// Whom.
+        leader: u64,
+    },
+    /// A leader knows that this replica has acknowledged an entry that its log does not have: its disk has forgotten.
+    /// It takes no part any more, since it may have forgotten a vote as well.
+    Forgotten {
+        /// Who knows it.
+        leader: u64,
+        /// Index of an entry that was acknowledged.
+        acknowledged: u64,
+        /// Index of the last entry in the log.
+        last: u64,
+    },
+    /// A message contradicts what is committed here; it was dropped. One of the two replicas has a damaged disk.
+    Contradicted {
+        /// Who sent it.
+        from: u64,
+        /// Index of the entry.
+        index: u64,
+    },
 }
 
 /// What has to be on disk before the turn goes on.
@@ -99,6 +161,20 @@ pub struct Persist {
     pub hard_state: Option<HardState>,
     /// Whether it has to be synced.
     pub sync: bool,
+    /// A snapshot to install, and then nothing else is here. The replica does nothing until
+    /// [`Group::installed`](super::Group::installed), however many turns that takes.
+    pub install: Option<Install>,
+}
+
+/// How far a replica is, as its leader knows it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The last index that it is known to have.
+    pub matched: u64,
+    /// It is being filled by a snapshot.
+    pub snapshot: bool,
+    /// It was heard of within the time of an election.
+    pub recent: bool,
 }
 
 /// How a replica stands.
@@ -118,16 +194,30 @@ pub struct Status {
     pub committed: u64,
     /// Index of the last applied entry.
     pub applied: u64,
+    /// Index of the first entry in the log; one behind the last when it has none.
+    pub first: u64,
     /// Index of the last entry.
     pub last: u64,
+    /// Bytes of the entries in the log, about.
+    pub log_bytes: u64,
     /// Epoch of the route ([`canal_proto::route::RouteRecord::epoch`]).
     pub epoch: u64,
     /// The configuration.
     pub configuration: Arc<Configuration>,
+    /// Two majorities decide at the moment: a change is half done.
+    pub joint: bool,
     /// The spec.
     pub spec: Arc<GroupSpec>,
     /// Effects in the outbox.
     pub outbox: u64,
     /// On the leader: the last index that each replica is known to have.
     pub matched: BTreeMap<u64, u64>,
+    /// On the leader: how far each replica is, itself included.
+    pub progress: BTreeMap<u64, Progress>,
+    /// Its rows are older than its log: it waits for a snapshot.
+    pub hollow: bool,
+    /// It is installing a snapshot.
+    pub installing: bool,
+    /// It has found out that its disk forgot, and takes no part.
+    pub forgotten: bool,
 }

@@ -5,8 +5,9 @@
 //! reordered nor make the earlier one look like a duplicate.
 
 use canal_proto::event::{Durability, Receipt};
+use canal_proto::limits::MAX_PRODUCERS;
 use canal_proto::log::{AppendItem, EndProducer};
-use canal_proto::{Code, TopicId, WireError};
+use canal_proto::{Code, GroupId, ProducerId, TopicId, WireError};
 
 use super::{Effect, Place, extend, unknown_topic};
 use crate::core::keys::Table;
@@ -50,6 +51,13 @@ pub(super) fn apply(
         return Ok(Err(WireError::new(Code::SequenceGap, message).with_detail(expected)));
     }
     if new {
+        if row.producers >= MAX_PRODUCERS && !is_outbox(item) {
+            let message = format!(
+                "the topic remembers {} producers, as many as it may; end some that are done, or use one of them",
+                row.producers
+            );
+            return Ok(Err(WireError::new(Code::TooManyProducers, message).with_detail(MAX_PRODUCERS)));
+        }
         row.producers += 1;
         txn.put(topic_key, &row);
     }
@@ -60,6 +68,11 @@ pub(super) fn apply(
     producer.note(first, count);
     txn.put(key, &producer);
     Ok(Ok(Receipt { offset: Some(first), ..receipt }))
+}
+
+/// Whether the producer is the outbox of the group that it says it comes from.
+fn is_outbox(item: &AppendItem) -> bool {
+    item.origin != 0 && ProducerId::of_outbox(GroupId(item.origin)).to_vec() == item.producer
 }
 
 /// The receipt of a retry. It covers what was appended before and stands at consecutive offsets, which may be less

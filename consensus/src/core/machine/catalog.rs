@@ -3,12 +3,13 @@
 //! Every change goes through the catalog's log, so of two changes that exclude each other one comes first and the
 //! other is refused. A change that finds what it wants already there answers `existed` and changes nothing: it is
 //! safe to send again. What a group hosts is derived from the catalog ([`group_spec`]); the catalog's leader brings
-//! the newest version of it to the group, again and again until the group has it.
+//! the newest version of it to the group, again and again until the group has it. Functions and triggers are here, topics
+//! and groups in a file of their own.
 
 use canal_proto::catalog::{
     BlobChunk, CatalogCommand, CatalogReply, Change, CreateTopic, FunctionInfo, GroupInfo, TopicInfo, TriggerInfo,
 };
-use canal_proto::limits::{BLOB_CHUNK, MAX_COMPONENT, MAX_PATTERNS, MAX_REPLICAS, MAX_TOPICS_PER_GROUP, MAX_TRIGGERS};
+use canal_proto::limits::{BLOB_CHUNK, MAX_COMPONENT, MAX_PATTERNS, MAX_TRIGGERS};
 use canal_proto::log::{GroupSpec, Target, TopicSpec, TriggerSpec};
 use canal_proto::name::check_plain;
 use canal_proto::peer::Replica;
@@ -20,10 +21,10 @@ use crate::core::kv::KvError;
 use crate::core::rows::BlobRow;
 use crate::core::txn::Txn;
 
-/// Replicas of a group unless said otherwise.
-const DEFAULT_REPLICAS: u32 = 3;
-/// Name of the group that hosts what asks for none.
-const DEFAULT_GROUP: &str = "default";
+mod topics;
+
+pub use topics::is_dead_letter_target_of;
+
 /// All rows of a table: the catalog's tables are bounded by their own limits.
 const ALL: usize = usize::MAX / 2;
 
@@ -46,6 +47,7 @@ macro_rules! check {
         }
     };
 }
+use check;
 
 fn invalid(error: impl std::fmt::Display) -> WireError {
     WireError::new(Code::InvalidArgument, error.to_string())
@@ -53,8 +55,8 @@ fn invalid(error: impl std::fmt::Display) -> WireError {
 
 pub(super) fn apply(txn: &mut Txn<'_>, place: Place<'_>, now_ms: u64, command: &CatalogCommand) -> Answer {
     match &command.change {
-        Some(Change::CreateTopic(ask)) => create_topic(txn, place, now_ms, ask, &command.placement),
-        Some(Change::RemoveTopic(name)) => remove_topic(txn, place, name),
+        Some(Change::CreateTopic(ask)) => topics::create_topic(txn, place, now_ms, ask, &command.placement),
+        Some(Change::RemoveTopic(name)) => topics::remove_topic(txn, place, name),
         Some(Change::PutChunk(chunk)) => put_chunk(txn, chunk),
         Some(Change::Deploy(function)) => deploy(txn, place, now_ms, function),
         Some(Change::RemoveFunction(name)) => remove_function(txn, name),
@@ -62,147 +64,10 @@ pub(super) fn apply(txn: &mut Txn<'_>, place: Place<'_>, now_ms: u64, command: &
         Some(Change::RemoveTrigger(name)) => remove_trigger(txn, place, name),
         Some(Change::SetPaused(set)) => set_paused(txn, place, &set.trigger, set.paused),
         Some(Change::GroupActive(id)) => group_active(txn, GroupId(*id)),
-        Some(Change::SetTopic(_) | Change::SetGroup(_)) => refuse(Code::InvalidArgument, "not built yet"),
+        Some(Change::SetTopic(ask)) => topics::set_topic(txn, place, ask),
+        Some(Change::SetGroup(ask)) => topics::set_group(txn, place, ask),
         None => refuse(Code::InvalidArgument, "a change that this version does not know; update the peer"),
     }
-}
-
-fn create_topic(txn: &mut Txn<'_>, place: Place<'_>, now_ms: u64, ask: &CreateTopic, first: &[Replica]) -> Answer {
-    let name: TopicName = check!(ask.name.parse().map_err(invalid));
-    if name.is_system() {
-        return refuse(Code::InvalidArgument, "names that begin with `$` are the system's");
-    }
-    let (topic, group) = check!(ensure_topic(txn, place, now_ms, ask, first)?);
-    match group {
-        Some(group) => Ok(Ok(CatalogReply { topic: Some(topic), groups: vec![group], ..CatalogReply::default() })),
-        None => existed(CatalogReply { topic: Some(topic), ..CatalogReply::default() }),
-    }
-}
-
-type Ensured = Result<(TopicInfo, Option<GroupInfo>), WireError>;
-
-/// The topic, created if it was not there; with the group if it was.
-fn ensure_topic(
-    txn: &mut Txn<'_>,
-    place: Place<'_>,
-    now_ms: u64,
-    ask: &CreateTopic,
-    first: &[Replica],
-) -> Result<Ensured, KvError> {
-    let topic_key = txn.keys.make(Table::CatalogTopics, &[ask.name.as_bytes()]);
-    if let Some(topic) = txn.get::<TopicInfo>(&topic_key)? {
-        let wanted = txn.get::<GroupInfo>(&group_key(txn, GroupId(topic.group)))?.map_or(0, |group| group.replicas);
-        let same =
-            (ask.group.is_empty() || ask.group == topic.group_name) && (ask.replicas == 0 || ask.replicas == wanted);
-        return Ok(if same {
-            Ok((topic, None))
-        } else {
-            let message = format!(
-                "topic `{}` exists in group `{}` with {wanted} replicas; remove it first, or use it as it is",
-                topic.name, topic.group_name
-            );
-            Err(WireError::new(Code::AlreadyExists, message))
-        });
-    }
-    let group = match ensure_group(txn, place, &ask.group, ask.replicas, first)? {
-        Ok(group) => group,
-        Err(error) => return Ok(Err(error)),
-    };
-    let hosted = topics_of(txn, GroupId(group.id))?.len();
-    if hosted >= MAX_TOPICS_PER_GROUP {
-        let message = format!(
-            "group `{}` hosts {hosted} topics; at most {MAX_TOPICS_PER_GROUP} are allowed: name another with --group",
-            group.name
-        );
-        return Ok(Err(WireError::new(Code::TooLarge, message)));
-    }
-    let topic = TopicInfo {
-        id: place.index,
-        name: ask.name.clone(),
-        group: group.id,
-        group_name: group.name.clone(),
-        created_ms: now_ms,
-        ..TopicInfo::default()
-    };
-    txn.put(topic_key, &topic);
-    let group = touch(txn, place, group);
-    Ok(Ok((topic, Some(group))))
-}
-
-fn ensure_group(
-    txn: &mut Txn<'_>,
-    place: Place<'_>,
-    name: &str,
-    replicas: u32,
-    first: &[Replica],
-) -> Result<Result<GroupInfo, WireError>, KvError> {
-    let name = match (name, replicas) {
-        ("", 0 | DEFAULT_REPLICAS) => DEFAULT_GROUP.to_owned(),
-        ("", n) => format!("{DEFAULT_GROUP}-r{n}"),
-        (name, _) => name.to_owned(),
-    };
-    if let Err(error) = check_plain(&name) {
-        return Ok(Err(invalid(error)));
-    }
-    let name_key = txn.keys.make(Table::CatalogGroupNames, &[name.as_bytes()]);
-    if let Some(id) = txn.get_bytes(&name_key)? {
-        let group: GroupInfo = txn.get_or_default(&txn.keys.make(Table::CatalogGroups, &[&id]))?;
-        return Ok(if replicas == 0 || replicas == group.replicas {
-            Ok(group)
-        } else {
-            let message = format!(
-                "group `{name}` has {} replicas, not {replicas}; leave --replicas out or name another group",
-                group.replicas
-            );
-            Err(WireError::new(Code::AlreadyExists, message))
-        });
-    }
-    let replicas = if replicas == 0 { DEFAULT_REPLICAS } else { replicas };
-    if replicas as usize > MAX_REPLICAS {
-        let message = format!("{replicas} replicas; at most {MAX_REPLICAS} are allowed");
-        return Ok(Err(WireError::new(Code::InvalidArgument, message)));
-    }
-    if first.is_empty() {
-        let message = "no peer is known yet that could hold the group; try again in a moment";
-        return Ok(Err(WireError::new(Code::WouldBlock, message)));
-    }
-    let id = GroupId::of_entry(place.mesh, place.namespace, place.index);
-    let group = GroupInfo {
-        id: id.0,
-        name,
-        replicas,
-        first: first.iter().take(replicas as usize).cloned().collect(),
-        active: false,
-        spec_version: place.index,
-        ..GroupInfo::default()
-    };
-    txn.put_bytes(name_key, id.0.to_be_bytes().to_vec().into());
-    txn.put(group_key(txn, id), &group);
-    Ok(Ok(group))
-}
-
-fn remove_topic(txn: &mut Txn<'_>, place: Place<'_>, name: &str) -> Answer {
-    let key = txn.keys.make(Table::CatalogTopics, &[name.as_bytes()]);
-    let Some(topic) = txn.get::<TopicInfo>(&key)? else {
-        return refuse(Code::UnknownTopic, format!("no topic `{name}`; `canal topic ls` lists what there is"));
-    };
-    if let Some(trigger) = is_dead_letter_target_of(txn, name)? {
-        let message = format!("`{name}` takes the dead letters of trigger `{trigger}`; remove the trigger first");
-        return refuse(Code::InUse, message);
-    }
-    txn.delete(key);
-    let Some(group) = txn.get::<GroupInfo>(&group_key(txn, GroupId(topic.group)))? else {
-        return Ok(Ok(CatalogReply::default()));
-    };
-    let group = touch(txn, place, group);
-    Ok(Ok(CatalogReply { topic: Some(topic), groups: vec![group], ..CatalogReply::default() }))
-}
-
-/// The trigger whose dead letters go to this topic, if it exists.
-pub fn is_dead_letter_target_of(txn: &Txn<'_>, topic: &str) -> Result<Option<String>, KvError> {
-    let Some(trigger) = topic.strip_prefix("$dead/") else { return Ok(None) };
-    let key = txn.keys.make(Table::CatalogTriggers, &[trigger.as_bytes()]);
-    Ok(txn.get::<TriggerInfo>(&key)?.map(|trigger| trigger.name))
 }
 
 fn put_chunk(txn: &mut Txn<'_>, chunk: &BlobChunk) -> Answer {
@@ -315,7 +180,7 @@ fn create_trigger(txn: &mut Txn<'_>, place: Place<'_>, now_ms: u64, ask: &Trigge
     let old_dead = txn.get::<TopicInfo>(&txn.keys.make(Table::CatalogTopics, &[dead.name.as_bytes()]))?;
     let mut groups = Vec::new();
     if old_dead.is_none() {
-        let (_, group) = check!(ensure_topic(txn, place, now_ms, &dead, first)?);
+        let (_, group) = check!(topics::ensure_topic(txn, place, now_ms, &dead, first)?);
         groups.extend(group);
     }
     txn.put(key, &trigger);
@@ -440,10 +305,10 @@ pub fn group_spec(txn: &Txn<'_>, id: GroupId) -> Result<Option<GroupSpec>, KvErr
         version: group.spec_version,
         topics: hosted
             .into_iter()
-            .map(|topic| TopicSpec { id: topic.id, name: topic.name, ..TopicSpec::default() })
+            .map(|topic| TopicSpec { id: topic.id, name: topic.name, retention: topic.retention })
             .collect(),
         triggers: specs,
         replicas: group.replicas,
-        ..GroupSpec::default()
+        placement: group.placement,
     }))
 }

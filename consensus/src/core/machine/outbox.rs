@@ -1,6 +1,10 @@
 //! Effects for topics of other groups. Each destination topic has a queue of its own, numbered from 1; its leader
 //! publishes it there under the group's own producer id with these numbers as sequences, so that the destination
 //! appends each effect once, in order, whatever is repeated. A topic that is down holds up only its own queue.
+//!
+//! A queue's numbers must go on for as long as its destination exists, since that remembers them: so the row of an empty
+//! queue stays. It goes when the destination is gone for good. Ids of topics are never used again, so an effect that
+//! comes late begins a queue anew and is refused like the ones before it.
 
 use canal_proto::log::{Emit, OutboxAck};
 use canal_proto::{GroupId, TopicId};
@@ -63,7 +67,11 @@ pub(super) fn acknowledge(txn: &mut Txn<'_>, ack: &OutboxAck, effects: &mut Vec<
         }
     }
     queue.acked = through;
-    txn.put(key, &queue);
+    if ack.refused && queue.acked == queue.last {
+        txn.delete(key);
+    } else {
+        txn.put(key, &queue);
+    }
     let value = len(txn)?.saturating_sub(removed);
     set_len(txn, value, effects);
     for emit in &mut bounced {

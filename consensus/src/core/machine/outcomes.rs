@@ -63,6 +63,11 @@ fn apply_one(
         let result = if later { OutcomeResult::Blocked } else { OutcomeResult::Obsolete };
         return Ok((result, Some(cursor)));
     }
+    let head = txn.get_or_default::<Topic>(&txn.keys.topic_only(Table::Topics, TopicId(outcome.topic)))?.next;
+    if outcome.offset >= head {
+        // no event stands there yet: the run saw something else, and would take the place of the one that comes
+        return Ok((OutcomeResult::Obsolete, Some(cursor)));
+    }
     if !reads_hold(txn, outcome)? {
         return Ok((OutcomeResult::Conflict, Some(cursor)));
     }

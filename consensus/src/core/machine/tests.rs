@@ -19,7 +19,10 @@ mod golden;
 mod laws;
 mod outboxes;
 mod runs;
+mod seals;
 mod specs;
+mod steps;
+mod subscriptions;
 
 const GROUP: GroupId = GroupId(7);
 const MESH: MeshId = MeshId([1; 16]);
@@ -116,7 +119,7 @@ fn producer(name: u8) -> Bytes {
 
 /// `count` events of three bytes each.
 fn item(topic: u64, name: u8, first_sequence: u64, count: usize) -> AppendItem {
-    AppendItem { topic, producer: producer(name), first_sequence, events: vec![Event::new("abc"); count] }
+    AppendItem { topic, producer: producer(name), first_sequence, events: vec![Event::new("abc"); count], origin: 0 }
 }
 
 fn receipt(index: u64, offset: Option<u64>, count: u32, duplicate: bool) -> Result<Receipt, WireError> {

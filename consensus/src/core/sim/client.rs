@@ -57,7 +57,7 @@ impl Client {
         self.next += count;
         self.sent.insert(ticket, now + PATIENCE);
         let producer = Bytes::from(vec![u8::try_from(self.id).unwrap(); 16]);
-        Some((AppendItem { topic: TOPIC, producer, first_sequence: first, events }, count))
+        Some((AppendItem { topic: TOPIC, producer, first_sequence: first, events, origin: 0 }, count))
     }
 
     pub(super) fn receipt(&mut self, ticket: Ticket, first: u64, asked: u64, covered: u64) {

@@ -6,38 +6,77 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use canal_proto::GroupId;
+use prost::Message as _;
 use raft::eraftpb::{Entry, HardState};
 
 use super::rng::Rng;
 use crate::core::group::Persist;
+use crate::core::keys::{Keys, Table};
 use crate::core::kv::{Kv as _, KvError, MemoryKv, WriteBatch};
-use crate::core::log::LogReader;
+use crate::core::log::{Compacted, LogReader};
+use crate::core::rows::Applied;
+
+/// One write to a log: all of it or nothing.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Write {
+    pub(super) entries: Vec<Entry>,
+    pub(super) hard_state: Option<HardState>,
+    pub(super) compact: Option<Compacted>,
+    /// With `compact`: the entries behind it go too.
+    pub(super) replace: bool,
+    pub(super) installing: Option<Option<Bytes>>,
+    pub(super) sync: bool,
+}
+
+impl From<Persist> for Write {
+    fn from(persist: Persist) -> Self {
+        let Persist { entries, hard_state, sync, install } = persist;
+        let installing = install.map(|install| Some(install.record()));
+        Self { entries, hard_state, sync, installing, ..Self::default() }
+    }
+}
 
 /// A log as some moment left it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Image {
-    pub(super) entries: Vec<Entry>,
+    entries: Vec<Entry>,
     pub(super) hard_state: HardState,
+    pub(super) compacted: Option<Compacted>,
+    pub(super) installing: Option<Bytes>,
 }
 
 impl Image {
-    fn write(&mut self, entries: &[Entry], hard_state: Option<&HardState>) {
-        if let Some(first) = entries.first() {
-            assert!(first.index >= 1 && first.index <= self.last() + 1, "an append that leaves a gap");
-            self.entries.truncate(first.index as usize - 1);
-            self.entries.extend_from_slice(entries);
+    fn write(&mut self, write: &Write) {
+        if let Some(compact) = &write.compact {
+            assert!(write.replace || (self.before()..=self.last()).contains(&compact.index), "a cut outside the log");
+            let gone = if write.replace { self.entries.len() } else { (compact.index - self.before()) as usize };
+            self.entries.drain(..gone);
+            self.compacted = Some(compact.clone());
         }
-        if let Some(hard_state) = hard_state {
+        if let Some(first) = write.entries.first() {
+            assert!(first.index > self.before() && first.index <= self.last() + 1, "an append that leaves a gap");
+            self.entries.truncate((first.index - self.before()) as usize - 1);
+            self.entries.extend_from_slice(&write.entries);
+        }
+        if let Some(hard_state) = &write.hard_state {
             self.hard_state = hard_state.clone();
         }
+        if let Some(installing) = &write.installing {
+            self.installing = installing.clone();
+        }
+    }
+
+    /// Index of the last entry that is compacted.
+    pub(super) fn before(&self) -> u64 {
+        self.compacted.as_ref().map_or(0, |compacted| compacted.index)
     }
 
     pub(super) fn last(&self) -> u64 {
-        self.entries.len() as u64
+        self.before() + self.entries.len() as u64
     }
 
     pub(super) fn get(&self, index: u64) -> Option<&Entry> {
-        self.entries.get(usize::try_from(index).ok()?.checked_sub(1)?)
+        self.entries.get(usize::try_from(index.checked_sub(self.before() + 1)?).ok()?)
     }
 }
 
@@ -45,7 +84,7 @@ impl Image {
 struct Disk {
     now: Image,
     synced: Image,
-    unsynced: Vec<(Vec<Entry>, Option<HardState>)>,
+    unsynced: Vec<Write>,
 }
 
 /// A log whose unsynced writes may be lost, the latest first, each as a whole.
@@ -53,11 +92,12 @@ struct Disk {
 pub(super) struct MemoryLog(Rc<RefCell<Disk>>);
 
 impl MemoryLog {
-    pub(super) fn write(&self, persist: Persist, honest: bool) {
-        let mut disk = self.0.borrow_mut();
-        disk.now.write(&persist.entries, persist.hard_state.as_ref());
-        disk.unsynced.push((persist.entries, persist.hard_state));
-        if persist.sync && honest {
+    pub(super) fn write(&self, write: impl Into<Write>, honest: bool) {
+        let (write, mut disk) = (write.into(), self.0.borrow_mut());
+        disk.now.write(&write);
+        let sync = write.sync;
+        disk.unsynced.push(write);
+        if sync && honest {
             disk.synced = disk.now.clone();
             disk.unsynced.clear();
         }
@@ -67,8 +107,8 @@ impl MemoryLog {
     pub(super) fn crash(&self, rng: &mut Rng) {
         let disk = &mut *self.0.borrow_mut();
         let kept = rng.below(disk.unsynced.len() as u64 + 1) as usize;
-        for (entries, hard_state) in disk.unsynced.drain(..).take(kept) {
-            disk.synced.write(&entries, hard_state.as_ref());
+        for write in disk.unsynced.drain(..).take(kept) {
+            disk.synced.write(&write);
         }
         disk.now = disk.synced.clone();
     }
@@ -77,9 +117,9 @@ impl MemoryLog {
         read(&self.0.borrow().now)
     }
 
-    /// Term of an entry that would survive a crash now.
-    pub(super) fn synced_term(&self, index: u64) -> Option<u64> {
-        self.0.borrow().synced.get(index).map(|entry| entry.term)
+    /// What would survive a crash now.
+    pub(super) fn read_synced<T>(&self, read: impl FnOnce(&Image) -> T) -> T {
+        read(&self.0.borrow().synced)
     }
 }
 
@@ -89,7 +129,7 @@ impl LogReader for MemoryLog {
             let mut out: Vec<Entry> = Vec::new();
             let mut bytes = 0;
             for index in low..high {
-                let entry = image.get(index).ok_or_else(|| KvError(format!("entry {index} was never written")))?;
+                let entry = image.get(index).ok_or_else(|| KvError(format!("entry {index} is not in the log")))?;
                 bytes += entry.data.len() as u64;
                 if max_bytes.is_some_and(|max| bytes > max) && !out.is_empty() {
                     break;
@@ -122,6 +162,12 @@ impl State {
     pub(super) fn flush(&mut self) {
         self.flushed = self.kv.snapshot();
         self.unflushed.clear();
+    }
+
+    /// Index up to which entries are in the flushed rows.
+    pub(super) fn flushed_to(&self, group: GroupId) -> u64 {
+        let row = self.flushed.get(&Keys(group).one(Table::Applied));
+        row.map_or(0, |row| Applied::decode(row.clone()).unwrap().index)
     }
 
     pub(super) fn crash(&mut self, rng: &mut Rng) {

@@ -4,10 +4,12 @@
 //! Algorithm" (Ongaro, Ousterhout, 2014); reads are linearizable as in section 6.4 of Ongaro's thesis.
 
 use std::collections::BTreeMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use canal_proto::log::{Command, Kind};
+use canal_proto::peer::Row;
 use raft::eraftpb::Entry;
+
+use super::disk::Image;
 
 /// What was broken.
 pub(super) type Check = Result<(), String>;
@@ -16,7 +18,8 @@ pub(super) type Check = Result<(), String>;
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
     leaders: BTreeMap<u64, u64>,
-    applied: Vec<(u64, u64)>,
+    applied: Vec<Entry>,
+    states: BTreeMap<u64, Vec<Row>>,
     acked: BTreeMap<(usize, u64), u64>,
     /// Behind the highest offset that was acknowledged.
     pub(super) head: u64,
@@ -37,17 +40,46 @@ impl Oracle {
 
     /// State machine safety: all replicas apply the same entry at an index, in order, also again after a restart.
     pub(super) fn applies(&mut self, entry: &Entry) -> Check {
-        let mut hasher = DefaultHasher::new();
-        (entry.entry_type as i32, &entry.data[..]).hash(&mut hasher);
-        let this = (entry.term, hasher.finish());
         let at = entry.index as usize - 1;
         if at == self.applied.len() {
-            self.applied.push(this);
+            self.applied.push(entry.clone());
         }
-        let known = self.applied.get(at).copied();
-        ensure(known == Some(this), || {
-            format!("entry {} was applied as {known:?} and as {this:?} (term, hash)", entry.index)
+        let known = self.applied.get(at);
+        ensure(known == Some(entry), || format!("entry {} was applied as {known:?} and as {entry:?}", entry.index))
+    }
+
+    /// The entry that was applied at an index.
+    pub(super) fn entry(&self, index: u64) -> Option<&Entry> {
+        self.applied.get(usize::try_from(index.checked_sub(1)?).ok()?)
+    }
+
+    /// Its term.
+    pub(super) fn term(&self, index: u64) -> Option<u64> {
+        self.entry(index).map(|entry| entry.term)
+    }
+
+    /// Whoever has applied so much has the same rows, whether entry by entry or from a snapshot.
+    pub(super) fn state(&mut self, index: u64, rows: &[Row]) -> Check {
+        let known = self.states.entry(index).or_insert_with(|| rows.to_vec());
+        ensure(known == rows, || {
+            let only = |one: &[Row], other: &[Row]| one.iter().filter(|row| !other.contains(row)).cloned().collect();
+            let (one, other): (Vec<Row>, Vec<Row>) = (only(known, rows), only(rows, known));
+            format!("two replicas have applied {index} entries and come to other rows: {one:?}, {other:?}")
         })
+    }
+
+    /// Log matching, on what is still in two logs; and of what is gone from one, the other has what was applied.
+    pub(super) fn logs_match(&self, one: &Image, other: &Image) -> Check {
+        let low = one.before().max(other.before()) + 1;
+        let high = one.last().min(other.last());
+        let alike = |index: &u64| one.get(*index).map(|e| e.term) == other.get(*index).map(|e| e.term);
+        let Some(highest) = (low..=high).rev().find(alike) else { return Ok(()) };
+        for index in low..=highest {
+            ensure(one.get(index) == other.get(index), || {
+                format!("two logs are alike at entry {highest}, but not at {index} before it")
+            })?;
+        }
+        Ok(())
     }
 
     /// An event has one offset, whoever answers.

@@ -6,37 +6,35 @@ use canal_proto::peer::{Replica, Seed};
 use canal_proto::{Event, GroupId, PeerId};
 use raft::eraftpb::Message;
 
-use super::disk::{MemoryLog, State};
+use super::disk::Write;
+use super::node::{Node, Step};
 use super::rng::Rng;
-use crate::core::group::{Group, Input, Origin, Output, Persist, Refused, Ticket, Ticks};
+use super::{Sabotage, Setup};
+use crate::core::group::{Group, Input, Output, Refused, Status, Ticket};
 use crate::core::kv::WriteBatch;
 use crate::core::machine::Reply;
 
-type Answer = (usize, Ticket, Result<Reply, Refused>);
+mod changes;
+mod filling;
 
-struct Node {
-    seed: Seed,
-    log: MemoryLog,
-    state: State,
-    group: Group<MemoryLog>,
-}
+const SETUP: Setup = Setup { peers: 3, wanted: 3, first: 3, sabotage: Sabotage::None };
+
+type Answer = (usize, Ticket, Result<Reply, Refused>);
 
 /// Replicas whose messages wait until they are delivered.
 struct Bench {
     nodes: Vec<Node>,
     network: Vec<(usize, Message)>,
     answers: Vec<Answer>,
+    others: Vec<(usize, Output)>,
 }
 
 fn replica(id: u64) -> Replica {
     Replica { id, peer: vec![u8::try_from(id).unwrap(); 32], addresses: Vec::new() }
 }
 
-fn open(seed: &Seed, log: &MemoryLog, state: &State) -> Group<MemoryLog> {
-    let (hard_state, last) = log.read(|image| (image.hard_state.clone(), image.last()));
-    let origin = Origin { seed: seed.clone(), reader: log.clone(), hard_state, last };
-    let logger = slog::Logger::root(slog::Discard, slog::o!());
-    Group::open(origin, Ticks { election: 10, heartbeat: 2 }, &state.kv, &logger).unwrap()
+fn logger() -> slog::Logger {
+    slog::Logger::root(slog::Discard, slog::o!())
 }
 
 fn arrives(from: usize, message: Message) -> Input {
@@ -46,7 +44,7 @@ fn arrives(from: usize, message: Message) -> Input {
 
 fn append(sequence: u64) -> AppendItem {
     let events = vec![Event::new(sequence.to_be_bytes().to_vec())];
-    AppendItem { topic: 7, producer: Bytes::from_static(&[1; 16]), first_sequence: sequence, events }
+    AppendItem { topic: 7, producer: Bytes::from_static(&[1; 16]), first_sequence: sequence, events, origin: 0 }
 }
 
 fn spec() -> Kind {
@@ -57,7 +55,7 @@ fn spec() -> Kind {
 impl Bench {
     /// Replicas 1 to `first`, of which the first has been told to lead, and a topic.
     fn new(first: u64) -> Self {
-        let mut bench = Self { nodes: Vec::new(), network: Vec::new(), answers: Vec::new() };
+        let mut bench = Self { nodes: Vec::new(), network: Vec::new(), answers: Vec::new(), others: Vec::new() };
         (1..=first).for_each(|id| bench.add(first, id));
         bench.turn(0, vec![Input::Campaign]);
         bench.settle();
@@ -70,37 +68,51 @@ impl Bench {
     fn add(&mut self, first: u64, id: u64) {
         let first = (1..=first).map(replica).collect();
         let seed = Seed { group: 1, first, replica: id, mesh: vec![9; 16], ..Seed::default() };
-        let (log, state) = (MemoryLog::default(), State::default());
-        let group = open(&seed, &log, &state);
-        assert_eq!(group.id(), GroupId(1));
-        self.nodes.push(Node { seed, log, state, group });
+        let mut node = Node { seed: Some(seed), ..Node::default() };
+        node.open(SETUP, 0, &logger()).unwrap();
+        assert_eq!(node.group.as_ref().unwrap().id(), GroupId(1));
+        self.nodes.push(node);
+    }
+
+    fn group(&mut self, at: usize) -> &mut Group<super::disk::MemoryLog> {
+        self.nodes[at].group.as_mut().unwrap()
+    }
+
+    fn status(&self, at: usize) -> Status {
+        self.nodes[at].group.as_ref().unwrap().status()
     }
 
     fn turn(&mut self, at: usize, inputs: Vec<Input>) {
-        let node = &mut self.nodes[at];
-        inputs.into_iter().for_each(|input| node.group.handle(input, 0));
+        inputs.into_iter().for_each(|input| self.group(at).handle(input, 0));
         loop {
-            let persist = node.group.prepare(0);
-            let mut outputs = node.group.take_outputs();
+            let persist = self.group(at).prepare(0);
+            self.take_outputs(at);
+            let node = &mut self.nodes[at];
+            let group = node.group.as_mut().unwrap();
             if let Some(persist) = persist {
+                node.installing = persist.install.clone().map(|install| (0, Step::Remove, install));
                 node.log.write(persist, true);
             }
             let mut batch = WriteBatch::default();
-            node.group.persisted(&node.state.kv, &mut batch).unwrap();
-            if let Some(hard_state) = node.group.must_persist() {
-                node.log.write(Persist { entries: Vec::new(), hard_state: Some(hard_state), sync: true }, true);
+            group.persisted(&node.state.kv, &mut batch).unwrap();
+            if let Some(hard_state) = group.must_persist() {
+                node.log.write(Write { hard_state: Some(hard_state), sync: true, ..Write::default() }, true);
             }
             node.state.write(batch);
-            outputs.extend(node.group.take_outputs());
-            for output in outputs {
-                match output {
-                    Output::Send(messages) => self.network.extend(messages.into_iter().map(|m| (at, m))),
-                    Output::Reply(ticket, reply) => self.answers.push((at, ticket, reply)),
-                    Output::Effect(_) => {}
-                }
-            }
-            if !node.group.has_work() {
+            self.take_outputs(at);
+            if !self.group(at).has_work() {
                 return;
+            }
+        }
+    }
+
+    fn take_outputs(&mut self, at: usize) {
+        for output in self.group(at).take_outputs() {
+            match output {
+                Output::Send(messages) => self.network.extend(messages.into_iter().map(|m| (at, m))),
+                Output::Reply(ticket, reply) => self.answers.push((at, ticket, reply)),
+                Output::Effect(_) => {}
+                other => self.others.push((at, other)),
             }
         }
     }
@@ -130,12 +142,12 @@ impl Bench {
         let node = &mut self.nodes[at];
         // the seed with which nothing unsynced is left is as good as any
         let mut rng = (0..).map(Rng::new).find(|rng| (0..8).all(|n| rng.clone().below(n + 2) == 0)).unwrap();
-        node.log.crash(&mut rng.clone());
+        let mut first = rng.clone();
+        node.group = None;
+        node.installing = None;
+        node.log.crash(&mut first);
         node.state.crash(&mut rng);
-        node.group = open(&node.seed, &node.log, &node.state);
-        if node.group.is_alone() {
-            node.group.handle(Input::Campaign, 0);
-        }
+        node.open(SETUP, 0, &logger()).unwrap();
         self.turn(at, Vec::new());
     }
 
@@ -144,7 +156,7 @@ impl Bench {
     }
 
     fn leads(&self, at: usize) -> bool {
-        self.nodes[at].group.status().leads
+        self.status(at).leads
     }
 }
 
@@ -175,7 +187,7 @@ fn a_publish_that_meets_the_news_of_a_new_leader_is_not_acknowledged_with_its_en
     inputs.push(Input::AddLearner(5, replica(9)));
     inputs.push(Input::Propose(6, spec()));
     bench.turn(0, inputs);
-    let status = bench.nodes[0].group.status();
+    let status = bench.status(0);
     assert!(status.term > 1 && status.leader != 1, "{status:?}");
     for ticket in 4..=6 {
         assert_eq!(bench.answer(ticket), Err(Refused::NotLeader), "ticket {ticket}");
@@ -193,14 +205,14 @@ fn a_replica_that_forgets_what_it_applied_does_not_lead_by_an_old_configuration(
             bench.settle();
         }
         assert_eq!(bench.answer(id), Ok(Reply::Done));
-        assert_eq!(bench.nodes[id as usize - 1].group.status().applied, bench.nodes[0].group.status().applied);
+        assert_eq!(bench.status(id as usize - 1).applied, bench.status(0).applied);
     }
     for (ticket, id) in [(4, 2), (5, 3)] {
         bench.turn(0, vec![Input::Promote(ticket, id)]);
         bench.settle();
         assert_eq!(bench.answer(ticket), Ok(Reply::Done));
     }
-    assert_eq!(bench.nodes[2].group.status().configuration.voters, [1, 2, 3]);
+    assert_eq!(bench.status(2).configuration.voters, [1, 2, 3]);
     // nothing of the first replica's state was flushed, nor was the index up to which the log is committed
     bench.lose_power(0);
     for _ in 0..40 {
@@ -220,7 +232,7 @@ fn a_replica_that_forgets_what_it_applied_does_not_lead_by_an_old_configuration(
         (0..3).for_each(|at| bench.tick(at));
         bench.settle();
     }
-    let status = |at: usize| bench.nodes[at].group.status();
+    let status = |at: usize| bench.status(at);
     assert_eq!((status(0).applied, status(0).leader), (status(1).applied, status(1).leader));
     assert_eq!(status(0).configuration, status(1).configuration);
 }
@@ -236,7 +248,7 @@ fn a_voter_that_was_alone_once_does_not_lead_alone_again() {
     }
     bench.turn(0, vec![Input::Promote(3, 2)]);
     assert_eq!(bench.answer(3), Ok(Reply::Done));
-    assert_eq!(bench.nodes[0].group.status().configuration.voters, [1, 2]);
+    assert_eq!(bench.status(0).configuration.voters, [1, 2]);
     // the other has not heard of it; this one forgets all that it may forget
     bench.network.clear();
     bench.lose_power(0);

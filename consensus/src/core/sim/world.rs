@@ -1,54 +1,47 @@
 //! Peers, the network between them, and what goes wrong.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use canal_proto::log::{GroupSpec, Kind, TopicSpec};
 use canal_proto::peer::{RaftMessage, Replica, Seed};
 use canal_proto::{Code, GroupId, PeerId, TopicId, WireError};
 use prost::Message as _;
+use raft::eraftpb::{Message, MessageType};
 
 use super::client::{Client, TOPIC};
-use super::disk::{MemoryLog, State};
+use super::disk::Write;
+use super::node::{Node, Step, common};
 use super::oracle::{Check, Oracle, events_at};
 use super::rng::Rng;
 use super::{Sabotage, Setup};
 use crate::convert;
-use crate::core::group::{Group, Input, Origin, Output, Persist, Refused, Status, Ticket, Ticks};
+use crate::core::group::{Group, Input, Output, Refused, Status, Ticket, Ticks};
 use crate::core::keys::{Keys, Table, tail_number};
 use crate::core::kv::{Kv as _, WriteBatch};
 use crate::core::machine::Reply;
-use crate::core::rows::{Locator, Topic};
+use crate::core::rows::{Configuration, Locator, Topic};
 
-const GROUP: GroupId = GroupId(1);
-const TICKS: Ticks = Ticks { election: 10, heartbeat: 2 };
+pub(super) const GROUP: GroupId = GroupId(1);
+pub(super) const TICKS: Ticks = Ticks { election: 10, heartbeat: 2 };
 const CLIENTS: usize = 4;
 /// Events a client publishes while things go wrong.
 const GOAL: u64 = 40;
 /// Turns that a peer may take in one tick.
 const TURNS: usize = 4;
 
-/// A peer.
-struct Node {
-    seed: Option<Seed>,
-    log: MemoryLog,
-    state: State,
-    group: Option<Group<MemoryLog>>,
-    inbox: Vec<Input>,
-    restart_at: u64,
-    applied: u64,
-}
-
 /// Who waits for an answer.
-enum Asker {
+pub(super) enum Asker {
     Append { client: usize, first: u64, count: u64 },
     Read { floor: u64 },
     Spec,
     Change,
 }
 
+/// Ticks between two looks at whole logs.
+const LOOK: u64 = 64;
+
 /// What is going wrong, each in a thousand.
-struct Faults {
+pub(super) struct Faults {
     loss: u64,
     duplicate: u64,
     delay: u64,
@@ -58,6 +51,20 @@ struct Faults {
     partition: u64,
     transfer: u64,
     flush: u64,
+    /// A log is cut.
+    compact: u64,
+    /// Ticks that making, fetching and each step of installing a snapshot may take.
+    fill: u64,
+    /// A snapshot can't be made or fetched.
+    fail: u64,
+    /// A peer crashes in a step of an installation.
+    crash_in_install: u64,
+    /// A crash takes all of a peer's disk.
+    empty: u64,
+    /// A crash takes a peer's rows.
+    lose_state: u64,
+    /// Other peers should hold the replicas.
+    pub(super) desire: u64,
 }
 
 impl Faults {
@@ -72,6 +79,13 @@ impl Faults {
             partition: [0, 8, 20][rng.below(3) as usize],
             transfer: [0, 10][rng.below(2) as usize],
             flush: [0, 20, 200][rng.below(3) as usize],
+            compact: [0, 20, 100][rng.below(3) as usize],
+            fill: [1, 5, 40][rng.below(3) as usize],
+            fail: [0, 200][rng.below(2) as usize],
+            crash_in_install: [0, 150][rng.below(2) as usize],
+            empty: [0, 400][rng.below(2) as usize],
+            lose_state: [0, 600][rng.below(2) as usize],
+            desire: [0, 10][rng.below(2) as usize],
         }
     }
 
@@ -86,17 +100,50 @@ impl Faults {
             partition: 0,
             transfer: 0,
             flush: 50,
+            compact: 20,
+            fill: 3,
+            fail: 0,
+            crash_in_install: 0,
+            empty: 0,
+            lose_state: 0,
+            desire: 0,
         }
+    }
+}
+
+/// How often something happened that a run is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(super) struct Tally {
+    pub(super) asked: u64,
+    pub(super) installed: u64,
+    pub(super) cut_short: u64,
+    pub(super) cuts: u64,
+    pub(super) emptied: u64,
+    pub(super) hollow: u64,
+    pub(super) joint: u64,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.asked += other.asked;
+        self.installed += other.installed;
+        self.cut_short += other.cut_short;
+        self.cuts += other.cuts;
+        self.emptied += other.emptied;
+        self.hollow += other.hollow;
+        self.joint += other.joint;
     }
 }
 
 /// All of it.
 pub(super) struct World {
-    setup: Setup,
-    rng: Rng,
+    pub(super) setup: Setup,
+    pub(super) rng: Rng,
     now: u64,
-    faults: Faults,
-    nodes: Vec<Node>,
+    pub(super) faults: Faults,
+    pub(super) nodes: Vec<Node>,
+    /// The peers that should hold replicas.
+    pub(super) desired: Vec<usize>,
     network: BTreeMap<(u64, u64), (usize, usize, Vec<u8>)>,
     sent: u64,
     side: Vec<bool>,
@@ -104,19 +151,22 @@ pub(super) struct World {
     clients: Vec<Client>,
     askers: BTreeMap<Ticket, Asker>,
     tickets: Ticket,
-    has_spec: bool,
+    /// Replicas whose disks were emptied.
+    lost: BTreeSet<u64>,
+    tally: Tally,
+    pub(super) has_spec: bool,
     /// Learners are all added before the first is promoted.
-    all_at_once: bool,
+    pub(super) all_at_once: bool,
     pub(super) oracle: Oracle,
     trace: DefaultHasher,
     logger: slog::Logger,
 }
 
-fn replica_of(peer: usize, id: u64) -> Replica {
+pub(super) fn replica_of(peer: usize, id: u64) -> Replica {
     Replica { id, peer: vec![u8::try_from(peer).unwrap(); 32], addresses: Vec::new() }
 }
 
-fn peer_of(replica: &Replica) -> usize {
+pub(super) fn peer_of(replica: &Replica) -> usize {
     usize::from(replica.peer[0])
 }
 
@@ -126,21 +176,13 @@ impl World {
         let faults = Faults::draw(&mut rng);
         let all_at_once = rng.chance(500);
         let first: Vec<Replica> = (0..setup.first).map(|peer| replica_of(peer, peer as u64 + 1)).collect();
-        let nodes = (0..setup.peers).map(|_| Node {
-            seed: None,
-            log: MemoryLog::default(),
-            state: State::default(),
-            group: None,
-            inbox: Vec::new(),
-            restart_at: 0,
-            applied: 0,
-        });
         let mut world = Self {
             setup,
             rng,
             now: 0,
             faults,
-            nodes: nodes.collect(),
+            nodes: (0..setup.peers).map(|_| Node::default()).collect(),
+            desired: (0..setup.peers).collect(),
             network: BTreeMap::new(),
             sent: 0,
             side: vec![false; setup.peers],
@@ -148,64 +190,83 @@ impl World {
             clients: (0..CLIENTS).map(|id| Client::new(id, GOAL)).collect(),
             askers: BTreeMap::new(),
             tickets: 0,
+            lost: BTreeSet::new(),
+            tally: Tally::default(),
             has_spec: false,
             all_at_once,
             oracle: Oracle::default(),
             trace: DefaultHasher::new(),
             logger: slog::Logger::root(slog::Discard, slog::o!()),
         };
+        world.desire();
         for peer in 0..setup.first {
             world.create(peer, first.clone(), peer as u64 + 1)?;
         }
         Ok(world)
     }
 
-    fn create(&mut self, peer: usize, first: Vec<Replica>, replica: u64) -> Check {
+    pub(super) fn create(&mut self, peer: usize, first: Vec<Replica>, replica: u64) -> Check {
         let seed = Seed { group: GROUP.0, first, replica, mesh: vec![9; 16], ..Seed::default() };
         self.nodes[peer].seed = Some(seed);
         self.open(peer)
     }
 
     fn open(&mut self, peer: usize) -> Check {
-        let node = &mut self.nodes[peer];
-        let Some(seed) = node.seed.clone() else { return Ok(()) };
-        let (mut hard_state, last) = node.log.read(|image| (image.hard_state.clone(), image.last()));
-        match self.setup.sabotage {
-            Sabotage::ForgottenVotes => hard_state.vote = 0,
-            Sabotage::ForgottenProducers => node.state.damage(&Keys(GROUP).one(Table::Producers)),
-            _ => {}
-        }
-        let origin = Origin { seed, reader: node.log.clone(), hard_state, last };
-        let mut group = Group::open(origin, TICKS, &node.state.kv, &self.logger).map_err(|e| e.0)?;
-        if group.is_alone() {
-            group.handle(Input::Campaign, self.now);
-        }
-        node.applied = group.status().applied;
-        node.group = Some(group);
+        self.nodes[peer].open(self.setup, self.now, &self.logger)?;
+        self.tally.hollow += u64::from(self.status(peer).is_some_and(|status| status.hollow));
         Ok(())
     }
 
     fn crash(&mut self, peer: usize) {
         (self.now, peer, "crash").hash(&mut self.trace);
+        let may_lose = self.may_lose(peer);
         let node = &mut self.nodes[peer];
-        node.group = None;
-        node.inbox.clear();
-        node.log.crash(&mut self.rng);
-        node.state.crash(&mut self.rng);
+        node.crash(&mut self.rng);
         node.restart_at = self.now + 1 + self.rng.below(60);
+        if may_lose && self.rng.chance(self.faults.empty) {
+            let seed = node.seed.clone();
+            node.remove();
+            self.tally.emptied += 1;
+            self.lost.insert(seed.as_ref().map_or(0, |seed| seed.replica));
+            if self.setup.sabotage == Sabotage::SameIdAgain {
+                node.gone = 0;
+                node.seed = seed;
+            }
+        } else if may_lose && self.rng.chance(self.faults.lose_state) {
+            node.state.damage(&[]);
+            node.state.flush();
+        }
     }
 
-    fn ask(&mut self, peer: usize, asker: Asker, make: impl FnOnce(Ticket) -> Input) {
+    /// Whether the group can do without what is on a peer's disk: Raft bears a minority of voters that are gone.
+    fn may_lose(&self, peer: usize) -> bool {
+        let configurations: Vec<Configuration> =
+            (0..self.nodes.len()).filter_map(|peer| self.status(peer)).map(|s| (*s.configuration).clone()).collect();
+        let Some(newest) = configurations.iter().max_by_key(|configuration| configuration.index) else { return false };
+        let held = configurations.iter().all(|configuration| configuration == newest) && newest.voters.len() >= 3;
+        let whole = |replica: &Replica| {
+            let node = &self.nodes[peer_of(replica)];
+            peer_of(replica) != peer
+                && node.group.as_ref().is_some_and(|group| {
+                    let status = group.status();
+                    group.seed().replica == replica.id && !status.hollow && !status.installing && !status.forgotten
+                })
+        };
+        let voters = newest.replicas.iter().filter(|replica| newest.voters.contains(&replica.id));
+        held && newest.voters_outgoing.is_empty() && voters.filter(|r| whole(r)).count() * 2 > newest.voters.len()
+    }
+
+    pub(super) fn ask(&mut self, peer: usize, asker: Asker, make: impl FnOnce(Ticket) -> Input) {
         self.tickets += 1;
         self.askers.insert(self.tickets, asker);
         self.nodes[peer].inbox.push(make(self.tickets));
     }
 
-    fn status(&self, peer: usize) -> Option<Status> {
+    pub(super) fn status(&self, peer: usize) -> Option<Status> {
         self.nodes[peer].group.as_ref().map(Group::status)
     }
 
-    fn leader(&self) -> Option<Status> {
+    pub(super) fn leader(&self) -> Option<Status> {
         (0..self.nodes.len()).filter_map(|peer| self.status(peer)).filter(|s| s.leads).max_by_key(|s| s.term)
     }
 
@@ -216,6 +277,9 @@ impl World {
     /// One tick of everything.
     pub(super) fn step(&mut self) -> Check {
         self.now += 1;
+        if self.now % LOOK == 0 {
+            self.logs_match()?;
+        }
         self.go_wrong()?;
         while let Some(entry) = self.network.first_entry().filter(|entry| entry.key().0 <= self.now) {
             let (from, to, bytes) = entry.remove();
@@ -227,10 +291,10 @@ impl World {
             let wire = RaftMessage::decode(bytes.as_slice()).map_err(|e| e.to_string())?;
             // as the worker does it: what only a broken peer would send is not taken
             if let Ok(message) = convert::from_wire(wire) {
-                let sender = PeerId::from_public_key([u8::try_from(from).unwrap(); 32]);
-                self.nodes[to].inbox.push(Input::Message(sender, Box::new(message)));
+                self.arrive(from, to, Box::new(message));
             }
         }
+        self.fill()?;
         self.act();
         self.administer()?;
         for peer in 0..self.nodes.len() {
@@ -250,8 +314,71 @@ impl World {
         Ok(())
     }
 
+    fn arrive(&mut self, from: usize, to: usize, message: Box<Message>) {
+        let node = &mut self.nodes[to];
+        let Some(group) = &node.group else { return };
+        if group.seed().replica != message.to {
+            return;
+        }
+        let index = message.get_snapshot().get_metadata().index;
+        if message.msg_type == MessageType::MsgSnapshot && group.needs_snapshot(index) {
+            // its pieces come first; a later one takes the place of an earlier
+            node.fetching = Some((self.now + self.rng.below(self.faults.fill), from, message));
+            return;
+        }
+        let sender = PeerId::from_public_key([u8::try_from(from).unwrap(); 32]);
+        node.inbox.push(Input::Message(sender, message));
+    }
+
+    /// Snapshots are made, fetched and installed.
+    fn fill(&mut self) -> Check {
+        for peer in 0..self.nodes.len() {
+            let (now, failing) = (self.now, self.rng.chance(self.faults.fail));
+            let node = &mut self.nodes[peer];
+            if let Some((_, point, data)) = node.making.take_if(|(due, ..)| *due <= now) {
+                let input = if failing { Input::SnapshotFailed } else { Input::SnapshotReady(point, data) };
+                node.inbox.push(input);
+            }
+            if let Some((_, from, message)) = node.fetching.take_if(|(due, ..)| *due <= now)
+                && !failing
+            {
+                let sender = PeerId::from_public_key([u8::try_from(from).unwrap(); 32]);
+                node.inbox.push(Input::Message(sender, message));
+            }
+            if let Some((_, step, install)) = node.installing.take_if(|(due, ..)| *due <= now) {
+                self.install(peer, step, install)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, peer: usize, step: Step, install: crate::core::group::Install) -> Check {
+        let setup = self.setup;
+        let node = &mut self.nodes[peer];
+        let done = node.install(step, &install, setup)?;
+        if self.rng.chance(self.faults.crash_in_install) {
+            self.tally.cut_short += 1;
+            self.crash(peer);
+        } else if done {
+            let Some(group) = &mut node.group else { return Err("an installation without a replica".into()) };
+            group.installed(&node.state.kv).map_err(|e| e.0)?;
+            node.applied = install.index;
+            self.tally.installed += 1;
+            let (outputs, configuration) = (group.take_outputs(), group.status().configuration);
+            self.oracle.state(install.index, &common(&self.nodes[peer].state))?;
+            self.emit(peer, outputs, &configuration)?;
+        } else {
+            let next = if step == Step::Remove { Step::Fill } else { Step::Finish };
+            node.installing = Some((self.now + self.rng.below(self.faults.fill), next, install));
+        }
+        Ok(())
+    }
+
     fn go_wrong(&mut self) -> Check {
         for peer in 0..self.nodes.len() {
+            if self.nodes[peer].seed.is_none() {
+                continue;
+            }
             if self.nodes[peer].group.is_some() && self.rng.chance(self.faults.crash) {
                 self.crash(peer);
             } else if self.nodes[peer].group.is_none() && self.now >= self.nodes[peer].restart_at {
@@ -264,9 +391,10 @@ impl World {
         }
         if self.rng.chance(self.faults.transfer) {
             let (peer, to) = (self.random_peer(), 1 + self.rng.below(self.nodes.len() as u64));
-            let input = match self.rng.below(4) {
+            let input = match self.rng.below(5) {
                 0 => Input::Unreachable(to),
                 1 => Input::Campaign,
+                2 => Input::SnapshotLost(to),
                 _ => Input::Transfer(to),
             };
             self.nodes[peer].inbox.push(input);
@@ -280,6 +408,9 @@ impl World {
             if !self.rng.chance(400) {
                 continue;
             }
+            if self.nodes[self.clients[client].peer].seed.is_none() {
+                self.clients[client].peer = self.random_peer();
+            }
             let ticket = self.tickets + 1;
             let Some((item, count)) = self.clients[client].send(self.now, ticket, &mut self.rng) else { continue };
             let asker = Asker::Append { client, first: item.first_sequence, count };
@@ -291,73 +422,54 @@ impl World {
         }
     }
 
-    /// What the rest of a peer does: brings the spec, lets the group grow.
-    fn administer(&mut self) -> Check {
-        let Some(leader) = self.leader().filter(|_| self.rng.chance(200)) else { return Ok(()) };
-        let peer = self.peer_with(leader.replica);
-        if !self.has_spec {
-            let topics = vec![TopicSpec { id: TOPIC, name: "t".into(), ..TopicSpec::default() }];
-            let spec = GroupSpec { version: 1, topics, ..GroupSpec::default() };
-            self.ask(peer, Asker::Spec, |ticket| Input::Propose(ticket, Kind::Spec(spec)));
-        }
-        let configuration = leader.configuration;
-        for replica in &configuration.replicas {
-            if self.nodes[peer_of(replica)].seed.is_none() {
-                let first = self.nodes[peer].group.as_ref().map(|group| group.seed().first.clone());
-                self.create(peer_of(replica), first.unwrap_or_default(), replica.id)?;
-            }
-        }
-        let near = |id: &u64| leader.matched.get(id).is_some_and(|matched| matched + 5 >= leader.last);
-        let free = |peer: &usize| !configuration.replicas.iter().any(|replica| peer_of(replica) == *peer);
-        let next = (0..self.setup.peers).find(free);
-        if let Some(next) = next {
-            self.ask(peer, Asker::Change, |ticket| Input::AddLearner(ticket, replica_of(next, 0)));
-        }
-        if let Some(id) = configuration.learners.iter().copied().find(near)
-            && (next.is_none() || !self.all_at_once)
-        {
-            self.ask(peer, Asker::Change, |ticket| Input::Promote(ticket, id));
-        }
-        Ok(())
-    }
-
-    fn peer_with(&self, replica: u64) -> usize {
+    pub(super) fn peer_with(&self, replica: u64) -> Option<usize> {
         let holds = |node: &Node| node.seed.as_ref().is_some_and(|seed| seed.replica == replica);
-        self.nodes.iter().position(holds).unwrap_or_default()
+        self.nodes.iter().position(holds)
     }
 
     /// One turn, as the worker takes it; it may be cut short anywhere.
     fn turn(&mut self, peer: usize) -> Check {
         let now = self.now;
+        let honest = self.setup.sabotage != Sabotage::LyingDisks;
         let node = &mut self.nodes[peer];
         let Some(group) = &mut node.group else {
             node.inbox.clear();
             return Ok(());
         };
-        let voters = group.status().configuration.voters.clone();
+        let before = group.status().configuration;
         for input in node.inbox.drain(..) {
             group.handle(input, now);
         }
+        let mut write = Write::default();
+        if self.rng.chance(self.faults.compact) {
+            let upto = node.state.flushed_to(GROUP).saturating_sub(self.rng.below(8));
+            write.compact = group.compact(upto).map_err(|e| e.0)?;
+            self.tally.cuts += u64::from(write.compact.is_some());
+        }
         let persist = group.prepare(now);
         let outputs = group.take_outputs();
-        self.emit(peer, outputs, &voters)?;
-        if let Some(persist) = persist {
-            if self.rng.chance(self.faults.crash_in_turn) {
-                if self.rng.chance(500) {
-                    self.nodes[peer].log.write(persist, false);
-                }
-                self.crash(peer);
-                return Ok(());
-            }
-            self.nodes[peer].log.write(persist, self.setup.sabotage != Sabotage::LyingDisks);
-        }
+        self.emit(peer, outputs, &before)?;
         let node = &mut self.nodes[peer];
+        if let Some(persist) = persist {
+            if let Some(install) = &persist.install {
+                node.installing = Some((now + self.rng.below(self.faults.fill), Step::Remove, install.clone()));
+            }
+            write = Write { compact: write.compact, ..persist.into() };
+        }
+        let loose = self.setup.sabotage == Sabotage::LooseInstall && write.installing.is_some();
+        if self.rng.chance(self.faults.crash_in_turn) {
+            if self.rng.chance(500) {
+                node.log.write(write, false);
+            }
+            self.crash(peer);
+            return Ok(());
+        }
+        node.log.write(write, honest && !loose);
         let Some(group) = &mut node.group else { return Ok(()) };
         let mut batch = WriteBatch::default();
         group.persisted(&node.state.kv, &mut batch).map_err(|e| e.0)?;
         if let Some(hard_state) = group.must_persist() {
-            let persist = Persist { entries: Vec::new(), hard_state: Some(hard_state), sync: true };
-            node.log.write(persist, self.setup.sabotage != Sabotage::LyingDisks);
+            node.log.write(Write { hard_state: Some(hard_state), sync: true, ..Write::default() }, honest);
         }
         if self.rng.chance(self.faults.crash_in_turn) {
             self.crash(peer);
@@ -365,25 +477,31 @@ impl World {
         }
         let outputs = group.take_outputs();
         let status = group.status();
-        node.state.write(batch);
+        if !batch.ops.is_empty() {
+            node.state.write(batch);
+        }
         for index in node.applied + 1..=status.applied {
             node.log.read(|log| match log.get(index) {
                 Some(entry) => self.oracle.applies(entry),
                 None => Err(format!("entry {index} was applied, but is not in the log")),
             })?;
         }
-        node.applied = status.applied;
+        if status.applied > node.applied && status.applied % 8 == 0 && !status.hollow {
+            self.oracle.state(status.applied, &common(&node.state))?;
+        }
+        node.applied = node.applied.max(status.applied);
         if status.leader == status.replica {
             self.oracle.leads(status.term, status.replica)?;
         }
-        self.emit(peer, outputs, &voters)?;
-        if status.configuration.voters != voters && self.rng.chance(self.faults.crash_after_change) {
+        self.emit(peer, outputs, &before)?;
+        self.tally.joint += u64::from(status.configuration != before && status.joint);
+        if status.configuration != before && self.rng.chance(self.faults.crash_after_change) {
             self.crash(peer);
         }
         Ok(())
     }
 
-    fn emit(&mut self, peer: usize, outputs: Vec<Output>, voters: &[u64]) -> Check {
+    fn emit(&mut self, peer: usize, outputs: Vec<Output>, before: &Configuration) -> Check {
         for output in outputs {
             match output {
                 Output::Send(messages) => messages.into_iter().for_each(|message| self.send(peer, message)),
@@ -391,15 +509,29 @@ impl World {
                     let Some(asker) = self.askers.remove(&ticket) else {
                         return Err(format!("ticket {ticket} was answered twice"));
                     };
-                    self.answered(peer, ticket, asker, reply, voters)?;
+                    self.answered(peer, ticket, asker, reply, before)?;
                 }
-                Output::Effect(_) => {}
+                Output::WantsSnapshot(point) => {
+                    let node = &mut self.nodes[peer];
+                    let data = node.freeze(self.setup);
+                    node.making = Some((self.now + self.rng.below(self.faults.fill), point, data));
+                    self.tally.asked += 1;
+                }
+                Output::Forgotten { leader, acknowledged, last } => {
+                    return Err(format!(
+                        "peer {peer} acknowledged entry {acknowledged} to replica {leader}, and its log ends at {last}"
+                    ));
+                }
+                Output::Contradicted { from, index } => {
+                    return Err(format!("peer {peer} and replica {from} contradict each other at entry {index}"));
+                }
+                Output::Effect(_) | Output::Refill { .. } => {}
             }
         }
         Ok(())
     }
 
-    fn send(&mut self, from: usize, message: raft::eraftpb::Message) {
+    fn send(&mut self, from: usize, message: Message) {
         let Some(group) = &self.nodes[from].group else { return };
         let Some(to) = group.replica(message.to).map(peer_of) else { return };
         let bytes = convert::to_wire(message).encode_to_vec();
@@ -419,13 +551,13 @@ impl World {
         ticket: Ticket,
         asker: Asker,
         reply: Result<Reply, Refused>,
-        voters: &[u64],
+        before: &Configuration,
     ) -> Check {
         (self.now, peer, ticket, format!("{reply:?}")).hash(&mut self.trace);
         match (asker, reply) {
             (Asker::Append { client, first, count }, Ok(Reply::Appended(results))) => match results.as_slice() {
                 [Ok(receipt)] => {
-                    self.is_durable(peer, receipt.index, receipt.term, voters)?;
+                    self.is_durable(peer, receipt.index, receipt.term, before)?;
                     self.oracle.acks(client, first, receipt.offset, u64::from(receipt.count))?;
                     self.clients[client].receipt(ticket, first, count, u64::from(receipt.count));
                 }
@@ -442,7 +574,8 @@ impl World {
             (Asker::Append { client, .. }, Err(_)) => {
                 let leader = self.status(peer).map_or(0, |status| status.leader);
                 let next =
-                    if leader == 0 || self.rng.chance(300) { self.random_peer() } else { self.peer_with(leader) };
+                    if leader == 0 || self.rng.chance(300) { None } else { self.peer_with(leader) };
+                let next = next.unwrap_or_else(|| self.random_peer());
                 self.clients[client].refused(ticket, next);
             }
             (Asker::Read { floor }, Ok(Reply::Done)) => {
@@ -457,12 +590,27 @@ impl World {
         Ok(())
     }
 
-    /// An acknowledged entry is synced on a majority of the voters, of before or after this turn.
-    fn is_durable(&self, peer: usize, index: u64, term: u64, before: &[u64]) -> Check {
-        let synced = |voter: &&u64| self.nodes[self.peer_with(**voter)].log.synced_term(index) == Some(term);
-        let after = self.status(peer).map(|status| status.configuration.voters.clone()).unwrap_or_default();
+    /// An acknowledged entry is synced on a majority of the voters, of before or after this turn; of both majorities
+    /// while a change is under way. A disk that was lost since it was synced there is borne like a crash: [`Self::may_lose`]
+    /// keeps those to a minority.
+    fn is_durable(&self, peer: usize, index: u64, term: u64, before: &Configuration) -> Check {
+        let synced = |voter: &&u64| {
+            self.lost.contains(*voter) || self.peer_with(**voter).is_some_and(|peer| {
+                let node = &self.nodes[peer];
+                let hollow = node.group.as_ref().is_some_and(|group| group.status().hollow);
+                let in_rows = |upto| index <= upto && (hollow || node.state.flushed_to(GROUP) >= upto);
+                node.log.read_synced(|log| match log.get(index) {
+                    Some(entry) => entry.term == term,
+                    None => in_rows(log.before()) && self.oracle.term(index) == Some(term),
+                })
+            })
+        };
         let majority = |voters: &[u64]| voters.iter().filter(synced).count() * 2 > voters.len();
-        if majority(before) || majority(&after) {
+        let holds = |configuration: &Configuration| {
+            let outgoing = &configuration.voters_outgoing;
+            majority(&configuration.voters) && (outgoing.is_empty() || majority(outgoing))
+        };
+        if holds(before) || self.status(peer).is_some_and(|status| holds(&status.configuration)) {
             return Ok(());
         }
         Err(format!("entry {index} of term {term} was acknowledged without a majority of {before:?} having it synced"))
@@ -479,14 +627,21 @@ impl World {
         self.oracle.reads = 0;
     }
 
-    /// Whether it serves again, and all replicas stand alike.
+    /// Whether it serves again, and all replicas that there should be stand alike.
     pub(super) fn is_well(&self) -> bool {
-        let statuses: Vec<_> = (0..self.nodes.len()).filter_map(|peer| self.status(peer)).collect();
+        let statuses: Vec<_> = (0..self.nodes.len()).filter_map(|peer| self.status(peer).map(|s| (peer, s))).collect();
+        let wanted = |(peer, s): &(usize, Status)| {
+            self.desired.contains(peer)
+                && s.configuration.voters.contains(&s.replica)
+                && s.configuration.replicas.len() == self.setup.wanted
+                && !(s.joint || s.hollow || s.installing)
+        };
         self.clients.iter().all(Client::is_done)
             && self.oracle.reads > 0
-            && statuses.len() == self.setup.peers
-            && statuses.iter().all(|s| s.configuration.voters.len() == self.setup.peers)
-            && statuses.windows(2).all(|pair| pair[0].applied == pair[1].applied)
+            && statuses.iter().any(|(_, s)| s.leads)
+            && statuses.len() == self.setup.wanted
+            && statuses.iter().all(wanted)
+            && statuses.windows(2).all(|pair| pair[0].1.applied == pair[1].1.applied)
     }
 
     /// What went wrong with getting well, for people.
@@ -494,39 +649,60 @@ impl World {
         let node = |peer: usize| match self.status(peer) {
             None => "down".to_owned(),
             Some(s) => format!(
-                "{{id {} leader {} term {} applied {}/{}/{} voters {:?}}}",
-                s.replica, s.leader, s.term, s.applied, s.committed, s.last, s.configuration.voters
+                "{{id {} leader {} term {} log {}..={} applied {}/{} {:?}{}{}{} {:?}}}",
+                s.replica,
+                s.leader,
+                s.term,
+                s.first,
+                s.last,
+                s.applied,
+                s.committed,
+                (&s.configuration.voters, &s.configuration.voters_outgoing, &s.configuration.learners),
+                if s.hollow { " hollow" } else { "" },
+                if s.installing { " installing" } else { "" },
+                if s.forgotten { " forgotten" } else { "" },
+                s.progress,
             ),
         };
         let nodes: Vec<_> = (0..self.nodes.len()).map(node).collect();
-        format!("{}; clients {:?}", nodes.join(" "), self.clients)
+        format!("{}; desired {:?}, clients {:?}", nodes.join(" "), self.desired, self.clients)
+    }
+
+    /// Log matching: where two logs have an entry of one term at one index, they have the same entries up to there.
+    fn logs_match(&self) -> Check {
+        let logs: Vec<_> = self.nodes.iter().filter(|node| node.seed.is_some()).map(|node| &node.log).collect();
+        for (at, one) in logs.iter().enumerate() {
+            for other in &logs[at + 1..] {
+                one.read(|one| other.read(|other| self.oracle.logs_match(one, other)))?;
+            }
+        }
+        Ok(())
     }
 
     /// The checks that need all replicas at rest. Returns what the whole run hashes to.
-    pub(super) fn finish(mut self) -> Result<u64, String> {
-        let first = self.nodes[0].state.kv.snapshot();
-        if let Some(other) = self.nodes.iter().position(|node| node.state.kv.snapshot() != first) {
-            return Err(format!("peers 0 and {other} have applied the same entries and come to other rows"));
+    pub(super) fn finish(mut self) -> Result<(u64, Tally), String> {
+        self.logs_match()?;
+        let mut held = self.nodes.iter().filter(|node| node.seed.is_some()).map(|node| common(&node.state));
+        let first = held.next().unwrap_or_default();
+        if held.any(|rows| rows != first) {
+            return Err("two replicas have applied the same entries and come to other rows".into());
         }
         let prefix = Keys(GROUP).topic_only(Table::Events, TopicId(TOPIC));
         let mut events = Vec::new();
-        for (key, row) in first.iter().filter(|(key, _)| key.starts_with(&prefix)) {
-            let locator = Locator::decode(row.clone()).map_err(|e| e.to_string())?;
-            let found = self.nodes[0].log.read(|log| match log.get(locator.index) {
-                Some(entry) => events_at(entry, locator.part),
-                None => Err(format!("entry {} is gone", locator.index)),
-            })?;
-            if tail_number(key) != events.len() as u64 || found.len() != locator.count as usize {
-                return Err(format!(
-                    "the locator at offset {} does not follow on from {}",
-                    tail_number(key),
-                    events.len()
-                ));
+        for row in first.iter().filter(|row| row.key.starts_with(&prefix)) {
+            let locator = Locator::decode(row.value.clone()).map_err(|e| e.to_string())?;
+            let found = match self.oracle.entry(locator.index) {
+                Some(entry) => events_at(entry, locator.part)?,
+                None => return Err(format!("entry {} was never applied", locator.index)),
+            };
+            if tail_number(&row.key) != events.len() as u64 || found.len() != locator.count as usize {
+                return Err(format!("the locator at {:?} does not follow on from {}", row.key, events.len()));
             }
             events.extend(found);
         }
         self.oracle.topic(&events)?;
-        (&first, self.now, self.oracle.acknowledged()).hash(&mut self.trace);
-        Ok(self.trace.finish())
+        (self.now, self.oracle.acknowledged(), self.tally).hash(&mut self.trace);
+        first.iter().for_each(|row| (&row.key, &row.value).hash(&mut self.trace));
+        Ok((self.trace.finish(), self.tally))
     }
 }

@@ -2,9 +2,10 @@
 
 use canal_proto::ContentHash;
 use canal_proto::catalog::{
-    BlobChunk, CatalogCommand, Change, CreateTopic, FunctionInfo, GroupInfo, SetPaused, TopicInfo,
+    BlobChunk, CatalogCommand, Change, CreateTopic, FunctionInfo, GroupInfo, Placement, Retention, SetGroup, SetPaused,
+    SetTopic, TopicInfo,
 };
-use canal_proto::peer::Replica;
+use canal_proto::peer::{Label, Replica, Tier};
 
 use super::*;
 
@@ -254,4 +255,135 @@ fn a_groups_spec_is_what_the_catalog_says() {
     assert_eq!(bench.spec_of(1), None);
     bench.change(Change::RemoveTrigger("t".into())).unwrap();
     assert_eq!(bench.spec_of(h), Some(GroupSpec { replicas: 2, ..spec_of(6, &[(4, "a/y")], &[]) }));
+}
+
+fn kept(name: &str, events: Option<u64>) -> Change {
+    let retention = events.map(|events| Retention { events, ..Retention::default() });
+    Change::CreateTopic(CreateTopic { name: name.into(), retention, ..CreateTopic::default() })
+}
+
+fn placed(name: &str, group: &str, placement: Placement) -> Change {
+    let placement = Some(placement);
+    Change::CreateTopic(CreateTopic { name: name.into(), group: group.into(), placement, ..CreateTopic::default() })
+}
+
+fn edge() -> Placement {
+    let labels = vec![Label { key: "gpu".into(), value: "a b".into() }];
+    Placement { tier: Some(Tier::Edge.into()), labels, pinned: vec![] }
+}
+
+#[test]
+fn the_systems_names_are_refused_but_for_the_topic_of_steps() {
+    let mut bench = Bench::default();
+    for name in ["$mesh", "$mesh/step", "$mesh/steps/a"] {
+        bench.refused(topic(name, "", 0), Code::InvalidArgument, "names that begin with `$` are the system's");
+    }
+    assert_eq!(bench.touches(topic(TopicName::STEPS, "", 0)), ["default"]);
+    bench.existed(topic(TopicName::STEPS, "", 0));
+}
+
+#[test]
+fn a_topics_retention_is_told_to_its_group() {
+    let mut bench = Bench::default();
+    bench.change(kept("a", Some(9))).unwrap();
+    let id = GroupId::of_entry(MESH, "n", 1).0;
+    let told = |bench: &Bench| {
+        let spec = bench.spec_of(id).unwrap();
+        (spec.version, spec.topics[0].retention.map(|retention| retention.events))
+    };
+    assert_eq!(told(&bench), (1, Some(9)));
+    bench.existed(kept("a", Some(9)));
+    bench.existed(kept("a", None));
+    let other = "topic `a` exists with another retention; `canal topic set` changes it";
+    bench.refused(kept("a", Some(8)), Code::AlreadyExists, other);
+    let set = |name: &str, events: Option<u64>| {
+        let retention = events.map(|events| Retention { events, ..Retention::default() });
+        Change::SetTopic(SetTopic { name: name.into(), retention })
+    };
+    let reply = bench.change(set("a", Some(5))).unwrap();
+    assert_eq!(reply.topic.unwrap().retention, Some(Retention { events: 5, ..Retention::default() }));
+    assert_eq!((reply.groups[0].id, told(&bench)), (id, (bench.index, Some(5))));
+    bench.existed(set("a", Some(5)));
+    bench.existed(set("a", None));
+    // without any bound, it is kept for ever
+    assert_eq!(bench.touches(set("a", Some(0))), ["default"]);
+    assert_eq!(told(&bench), (bench.index, None));
+    bench.existed(kept("a", Some(0)));
+    bench.refused(set("b", Some(5)), Code::UnknownTopic, "no topic `b`; `canal topic ls` lists what there is");
+}
+
+#[test]
+fn topics_that_ask_for_a_place_share_a_group_there() {
+    let mut bench = Bench::default();
+    assert_eq!(bench.touches(placed("a", "", edge())), ["default-edge-gpu.a_b"]);
+    let id = GroupId::of_entry(MESH, "n", 1).0;
+    assert_eq!(bench.group(id).unwrap().placement, Some(edge()));
+    assert_eq!(bench.spec_of(id).unwrap().placement, Some(edge()));
+    assert_eq!(bench.touches(placed("b", "", edge())), ["default-edge-gpu.a_b"]);
+    bench.existed(placed("a", "", edge()));
+    bench.existed(topic("a", "", 0));
+    let other = "topic `a` exists in group `default-edge-gpu.a_b`, which is placed otherwise";
+    bench.refused(placed("a", "", Placement::default()), Code::AlreadyExists, other);
+    assert_eq!(bench.touches(topic("c", "g", 0)), ["g"]);
+    let other = "group `g` is placed otherwise; leave --tier and --label out or name another group";
+    bench.refused(placed("d", "g", edge()), Code::AlreadyExists, other);
+    assert_eq!(bench.touches(placed("d", "g", Placement::default())), ["g"]);
+    let iot = Placement { tier: Some(Tier::Iot.into()), ..Placement::default() };
+    let three = CreateTopic { name: "e".into(), replicas: 5, placement: Some(iot), ..CreateTopic::default() };
+    assert_eq!(bench.touches(Change::CreateTopic(three)), ["default-r5-iot"]);
+}
+
+#[test]
+fn a_placement_that_cannot_be_is_refused() {
+    let mut bench = Bench::default();
+    let mut refused = |placement: Placement, message: &str| {
+        bench.refused(placed("a", "g", placement), Code::InvalidArgument, message);
+    };
+    refused(Placement { tier: Some(9), ..edge() }, "no such tier; use iot, edge or cloud");
+    let label = |key: &str, value: &str| Label { key: key.into(), value: value.into() };
+    let many = (0..17).map(|at| label(&format!("k{at}"), "")).collect();
+    refused(Placement { labels: many, ..edge() }, "17 labels; at most 16 are allowed");
+    let nameless = Placement { labels: vec![label("", "v")], ..edge() };
+    refused(nameless, "label ``: a name has 1 to 64 bytes, a value at most as many");
+    let pin = |peers: &[u8]| Placement { pinned: peers.iter().map(|peer| vec![*peer; 32].into()).collect(), ..edge() };
+    refused(pin(&[1; 10]), "10 pinned peers; a group has at most 9 replicas");
+    let peer = canal_proto::PeerId::from_public_key([1; 32]);
+    refused(pin(&[1, 2, 1]), &format!("peer {peer} is pinned twice"));
+    let short = Placement { pinned: vec![vec![1; 31].into()], ..edge() };
+    assert!(bench.change(placed("a", "g", short)).is_err());
+    assert_eq!(bench.touches(placed("a", "g", pin(&[1, 2]))), ["g"]);
+}
+
+#[test]
+fn a_groups_replicas_and_place_can_be_changed() {
+    let mut bench = Bench::default();
+    bench.change(topic("a", "g", 3)).unwrap();
+    let id = GroupId::of_entry(MESH, "n", 1).0;
+    let set = |group, replicas, placement| Change::SetGroup(SetGroup { group, replicas, placement });
+    assert_eq!(bench.touches(set(id, 5, None)), ["g"]);
+    assert_eq!(bench.touches(set(id, 0, Some(edge()))), ["g"]);
+    let spec = bench.spec_of(id).unwrap();
+    assert_eq!((spec.version, spec.replicas, spec.placement), (bench.index, 5, Some(edge())));
+    for same in [set(id, 0, None), set(id, 5, None), set(id, 5, Some(edge()))] {
+        bench.existed(same);
+    }
+    assert_eq!(bench.touches(set(id, 1, Some(Placement::default()))), ["g"]);
+    assert_eq!(bench.group(id).map(|group| (group.replicas, group.placement)), Some((1, None)));
+    let many = "10 replicas; at most 9 are allowed";
+    bench.refused(set(id, 10, None), Code::InvalidArgument, many);
+    let tier = "no such tier; use iot, edge or cloud";
+    bench.refused(set(id, 0, Some(Placement { tier: Some(3), ..edge() })), Code::InvalidArgument, tier);
+    let unknown = "no group 0000000000000005; `canal group ls` lists what there is";
+    bench.refused(set(5, 1, None), Code::UnknownGroup, unknown);
+    // the catalog's own group has no row until it is changed
+    bench.existed(set(GROUP.0, 3, None));
+    assert_eq!(bench.touches(set(GROUP.0, 5, None)), ["$catalog"]);
+    let spec = GroupSpec { version: bench.index, replicas: 5, ..GroupSpec::default() };
+    assert_eq!(bench.spec_of(GROUP.0), Some(spec));
+    assert!(bench.group(GROUP.0).unwrap().active, "nobody is to create its replicas");
+    bench.refused(
+        topic("b", "$catalog", 0),
+        Code::InvalidArgument,
+        "`$catalog` is not a plain name; use letters, digits, `-`, `_` and `.`",
+    );
 }

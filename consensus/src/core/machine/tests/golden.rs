@@ -18,8 +18,10 @@ fn pinned<M: Message + Default + PartialEq + std::fmt::Debug>(row: &M, want: &[u
 #[test]
 fn rows_are_pinned() {
     pinned(&Applied { index: 300, term: 2, began: 9 }, b"\x08\xac\x02\x10\x02\x18\x09");
-    pinned(&Topic { next: 300, bytes: 1, producers: 2 }, b"\x08\xac\x02\x10\x01\x18\x02");
-    pinned(&Locator { index: 300, part: 1, count: 2 }, b"\x08\xac\x02\x10\x01\x18\x02");
+    let topic = Topic { next: 300, bytes: 1, producers: 2, oldest: 3, sealed: 4, trimmed: 5 };
+    pinned(&topic, b"\x08\xac\x02\x10\x01\x18\x02\x20\x03\x28\x04\x30\x05");
+    let locator = Locator { index: 300, part: 1, count: 2, before: 3 };
+    pinned(&locator, b"\x08\xac\x02\x10\x01\x18\x02\x20\x03");
     pinned(&OutboxTopic { last: 300, acked: 2 }, b"\x08\xac\x02\x10\x02");
     pinned(&Counter { value: 300 }, b"\x08\xac\x02");
     pinned(&BlobRow { data: "xyz".into() }, b"\x0a\x03xyz");

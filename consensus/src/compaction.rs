@@ -1,0 +1,211 @@
+//! What a replica's driver keeps of one group to move its events from the log to files: which seals are waited for, how
+//! far the log may be cut, which work is under way, and which snapshots come and go.
+//!
+//! Nothing here does any work; the worker asks what comes next and tells what became of it. The rule that all of it is
+//! for: an entry leaves the log only when everything that it did is on disk elsewhere ([`History::cut`]).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use canal_proto::log::Segment;
+use canal_proto::peer::Manifest;
+use canal_proto::{ContentHash, PeerId};
+use raft::eraftpb::Message;
+
+use crate::core::group::Install;
+
+/// Wait after work on a group's files failed: the disk may be full, or the other replicas away.
+const AFTER_FAILURE: Duration = Duration::from_secs(5);
+
+/// What the files threads do for a group; one thing at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Takes over a snapshot.
+    Install,
+    /// Makes the files of a seal that was applied.
+    Make,
+    /// Makes the files of a seal that will be proposed.
+    Seal,
+    /// Writes a snapshot.
+    Dump,
+    /// Removes rows that nobody needs any more.
+    Forget,
+}
+
+/// Segments of a seal that was applied, that are not known to be here.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Lacking {
+    /// Index up to which the seal seals.
+    pub(crate) through: u64,
+    pub(crate) segments: Vec<Segment>,
+    /// They can't be made here: another replica has to give them.
+    pub(crate) fetch: bool,
+}
+
+/// A snapshot that was written here.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) manifest: Manifest,
+}
+
+/// A snapshot that a leader has offered, whose files are being fetched.
+#[derive(Debug)]
+pub(crate) struct Offered {
+    pub(crate) from: PeerId,
+    pub(crate) message: Box<Message>,
+    pub(crate) manifest: Manifest,
+    pub(crate) number: u64,
+}
+
+/// A group's history, as its driver knows it.
+#[derive(Debug, Default)]
+pub(crate) struct History {
+    /// Segments that are waited for, by seal, the oldest first.
+    pub(crate) lacking: VecDeque<Lacking>,
+    /// Index up to which the last applied seal seals.
+    pub(crate) sealed: u64,
+    /// Index up to which all segments of seals are here.
+    pub(crate) here: u64,
+    /// The applied index that is on disk for certain.
+    pub(crate) flushed: u64,
+    /// What is under way.
+    pub(crate) work: Option<Work>,
+    /// Files of a seal that was proposed here, and has not come to anything yet.
+    pub(crate) proposed: Option<Vec<Segment>>,
+    /// A snapshot was asked for, and could not be begun.
+    pub(crate) wanted: Option<Instant>,
+    /// The snapshot that is handed out.
+    pub(crate) prepared: Option<Prepared>,
+    /// The snapshot that is fetched.
+    pub(crate) offered: Option<Offered>,
+    /// The snapshot that is taken over, with what its record names.
+    pub(crate) installing: Option<(Install, Manifest)>,
+    /// Segments are being fetched; the number of the task.
+    pub(crate) fetching: Option<u64>,
+    /// Rows may be there that nobody needs any more.
+    pub(crate) leftovers: bool,
+    /// When work that failed may begin again.
+    pub(crate) not_before: BTreeMap<u8, Instant>,
+}
+
+impl History {
+    /// How far the log may be cut now, if at all: seals whose files are all here, state that is flushed, and nothing
+    /// that is being read to make files.
+    pub(crate) fn cut(&self) -> Option<u64> {
+        let index = self.here.min(self.flushed);
+        let still = matches!(self.work, None | Some(Work::Forget)) && self.installing.is_none();
+        (still && index > 0).then_some(index)
+    }
+
+    /// A seal was applied; these are its segments.
+    pub(crate) fn sealed(&mut self, through: u64, segments: Vec<Segment>) {
+        self.sealed = self.sealed.max(through);
+        self.leftovers = true;
+        // one without segments counts once those before it are here
+        self.lacking.push_back(Lacking { through, segments, fetch: false });
+        self.advance();
+    }
+
+    /// All segments of the oldest seal that is waited for are here.
+    pub(crate) fn made(&mut self, through: u64) {
+        if let Some(first) = self.lacking.front_mut().filter(|first| first.through == through) {
+            first.segments.clear();
+        }
+        self.advance();
+    }
+
+    fn advance(&mut self) {
+        while let Some(first) = self.lacking.front().filter(|first| first.segments.is_empty()) {
+            self.here = self.here.max(first.through);
+            self.lacking.pop_front();
+        }
+    }
+
+    /// The seal whose segments are to be made, or fetched, next.
+    pub(crate) fn next_lacking(&self, fetch: bool) -> Option<&Lacking> {
+        self.lacking.front().filter(|first| first.fetch == fetch)
+    }
+
+    /// Whether this work may begin, after an earlier failure of it.
+    pub(crate) fn rested(&self, work: Work, now: Instant) -> bool {
+        self.not_before.get(&(work as u8)).is_none_or(|until| now >= *until)
+    }
+
+    /// Work has failed, and is tried again later.
+    pub(crate) fn rest(&mut self, work: Work, now: Instant) {
+        self.not_before.insert(work as u8, now + AFTER_FAILURE);
+    }
+
+    /// Files that are needed although no row names them, or none may yet.
+    pub(crate) fn holds(&self) -> impl Iterator<Item = ContentHash> + '_ {
+        let manifests = [
+            self.prepared.as_ref().map(|prepared| &prepared.manifest),
+            self.offered.as_ref().map(|offered| &offered.manifest),
+            self.installing.as_ref().map(|(_, manifest)| manifest),
+        ];
+        let pieces = manifests.into_iter().flatten().flat_map(|manifest| manifest.rows.iter().chain(&manifest.segments));
+        let lacking = self.lacking.iter().flat_map(|lacking| &lacking.segments);
+        let segments = self.proposed.iter().flatten().chain(lacking);
+        let hashes = pieces.map(|piece| &piece.hash).chain(segments.map(|segment| &segment.hash));
+        hashes.filter_map(|hash| ContentHash::from_slice(hash).ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn segment(n: u8) -> Segment {
+        Segment { topic: 1, first: n.into(), count: 1, hash: vec![n; 32].into(), ..Segment::default() }
+    }
+
+    #[test]
+    fn the_log_is_cut_only_where_files_and_flushed_state_are() {
+        let mut history = History::default();
+        assert_eq!(history.cut(), None);
+        history.sealed(10, vec![segment(1)]);
+        history.sealed(20, Vec::new());
+        history.sealed(30, vec![segment(2), segment(3)]);
+        history.flushed = 25;
+        assert_eq!(history.cut(), None);
+        history.made(30);
+        assert_eq!(history.here, 0, "only the oldest can be made");
+        history.made(10);
+        assert_eq!((history.here, history.cut()), (20, Some(20)));
+        history.made(30);
+        assert_eq!((history.here, history.cut()), (30, Some(25)));
+        history.flushed = 90;
+        for reads in [Work::Dump, Work::Make, Work::Seal, Work::Install] {
+            history.work = Some(reads);
+            assert_eq!(history.cut(), None, "{reads:?}");
+        }
+        history.work = Some(Work::Forget);
+        assert_eq!(history.cut(), Some(30));
+    }
+
+    #[test]
+    fn files_are_held_while_something_is_made_of_them() {
+        let mut history = History::default();
+        history.sealed(10, vec![segment(1)]);
+        history.proposed = Some(vec![segment(2)]);
+        let piece = |n: u8| canal_proto::peer::Piece { hash: vec![n; 32].into(), size: 1 };
+        let manifest = Manifest { rows: vec![piece(3)], segments: vec![piece(4)], ..Manifest::default() };
+        history.prepared = Some(Prepared { manifest });
+        let held: Vec<u8> = history.holds().map(|hash| hash.0[0]).collect();
+        assert_eq!(held, [3, 4, 2, 1]);
+        history.prepared = None;
+        history.made(10);
+        history.proposed = None;
+        assert_eq!(history.holds().count(), 0);
+    }
+
+    #[test]
+    fn work_that_failed_rests_and_other_work_goes_on() {
+        let mut history = History::default();
+        let now = Instant::now();
+        history.rest(Work::Seal, now);
+        assert!(!history.rested(Work::Seal, now));
+        assert!(history.rested(Work::Make, now));
+        assert!(history.rested(Work::Seal, now + AFTER_FAILURE));
+    }
+}

@@ -1,0 +1,267 @@
+//! What moves a group's events from the log to files, and lets go of both: when work begins, and where logs are cut.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use canal_proto::GroupId;
+use canal_proto::peer::{Manifest, Piece};
+
+use super::{Member, Worker, now_ms};
+use crate::compaction::Work;
+use crate::core::group::{Input, SnapshotPoint, Status};
+use crate::core::sealing::{self, Unsealed};
+use crate::handle::{self, Error};
+use crate::sealer::{Job, THREADS};
+use crate::transfer::{Source, Task};
+
+/// What a group's log has that is not in segments.
+fn unsealed(status: &Status, sealed: u64) -> Unsealed {
+    let live = status.last.saturating_add(1).saturating_sub(status.first).max(1);
+    let entries = status.applied.saturating_sub(sealed.max(status.first.saturating_sub(1)));
+    // the log does not say where its bytes are
+    let bytes = u128::from(status.log_bytes) * u128::from(entries.min(live)) / u128::from(live);
+    Unsealed { entries, bytes: u64::try_from(bytes).unwrap_or(u64::MAX) }
+}
+
+fn due(limits: &handle::History, unsealed: Unsealed, pressed: bool) -> bool {
+    let own = unsealed.bytes >= limits.seal_bytes || unsealed.entries >= limits.seal_entries;
+    unsealed.entries > 0 && (own || sealing::due(unsealed, pressed))
+}
+
+impl Worker {
+    /// A look at all groups, every second: what is due, what can be cut, what can go.
+    pub(super) fn look(&mut self, now: Instant) -> Result<(), Error> {
+        let (mut entries, mut bytes) = (0, 0);
+        let mut lost = false;
+        for member in self.members.values_mut() {
+            let status = member.shared.status.borrow();
+            entries += status.last.saturating_add(1).saturating_sub(status.first);
+            bytes += status.log_bytes;
+            if member.history.prepared.is_some() && member.group.prepared().is_none() {
+                member.history.prepared = None;
+                lost = true;
+            }
+            if !status.leads {
+                member.history.wanted = None;
+            }
+        }
+        if lost {
+            self.sweep.get_or_insert(now);
+        }
+        *self.inner.logs.lock() = (entries, bytes);
+        self.pressed = entries > self.limits.log_entries || bytes > self.limits.log_bytes;
+        self.cut_all()?;
+        self.fetch_lacking(now);
+        self.dispatch()
+    }
+
+    /// Begins to make durable what is applied.
+    pub(super) fn flush(&mut self) {
+        if self.flushing {
+            return;
+        }
+        let applied = |(id, member): (&GroupId, &Member)| {
+            let status = member.shared.status.borrow();
+            let rows = !status.hollow && !status.installing;
+            rows.then_some((*id, (status.replica, status.applied)))
+        };
+        let applied: BTreeMap<_, _> = self.members.iter().filter_map(applied).collect();
+        self.flushing = true;
+        self.flusher.flush(applied);
+    }
+
+    /// Cuts the logs as far as they can be; the next turn writes it.
+    pub(super) fn cut_all(&mut self) -> Result<(), Error> {
+        for (id, member) in &mut self.members {
+            let Some(cut) = member.history.cut() else { continue };
+            if cut < member.shared.status.borrow().first || self.cuts.contains_key(id) {
+                continue;
+            }
+            if let Some(compacted) = member.group.compact(cut)? {
+                tracing::debug!(group = %id, index = compacted.index, "the log is cut");
+                self.cuts.insert(*id, compacted);
+                self.dirty.insert(*id);
+                member.history.leftovers = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks other replicas for segments that could not be made here.
+    fn fetch_lacking(&mut self, now: Instant) {
+        for (id, member) in &mut self.members {
+            let history = &mut member.history;
+            let busy = history.fetching.is_some() || history.offered.is_some() || history.installing.is_some();
+            let Some(lacking) = history.next_lacking(true).filter(|_| !busy && history.rested(Work::Make, now)) else {
+                continue;
+            };
+            let piece = |segment: &canal_proto::log::Segment| Piece { hash: segment.hash.clone(), size: segment.size };
+            let pieces = lacking.segments.iter().map(piece).collect();
+            let status = member.shared.status.borrow();
+            // the leader has them for certain
+            let mut replicas: Vec<_> =
+                status.configuration.replicas.iter().filter(|replica| replica.id != status.replica).collect();
+            replicas.sort_by_key(|replica| replica.id != status.leader);
+            let source = |replica: &&canal_proto::peer::Replica| {
+                Some(Source { peer: replica.peer_id().ok()?, addresses: replica.addresses.clone() })
+            };
+            let sources = replicas.iter().filter_map(source).collect();
+            drop(status);
+            history.fetching = Some(self.next_task);
+            self.transfer.begin(Task { group: *id, number: self.next_task, pieces, sources });
+            self.next_task += 1;
+        }
+    }
+
+    /// A follower needs a snapshot of the rows as they are now.
+    pub(super) fn write_snapshot(&mut self, id: GroupId, point: SnapshotPoint) -> Result<(), Error> {
+        let room = self.running < THREADS && !self.sweeping;
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        let history = &mut member.history;
+        // a snapshot names segments, so they have to be here
+        if !room || history.work.is_some() || !history.lacking.is_empty() {
+            history.wanted.get_or_insert_with(Instant::now);
+            member.group.handle(Input::SnapshotFailed, now_ms());
+            return Ok(());
+        }
+        history.wanted = None;
+        history.work = Some(Work::Dump);
+        tracing::info!(group = %id, index = point.index, "writes a snapshot for a replica that is too far behind");
+        let frozen = self.inner.kv.freeze(&id.0.to_be_bytes())?;
+        self.running += 1;
+        self.pool.give(Job::Dump { group: id, point, frozen });
+        Ok(())
+    }
+
+    /// Gives the files threads what is to be done next.
+    pub(super) fn dispatch(&mut self) -> Result<(), Error> {
+        if self.sweeping {
+            return Ok(());
+        }
+        let now = Instant::now();
+        if self.sweep.is_some_and(|due| now >= due) {
+            // files that are being made are not named yet, so nothing is made meanwhile
+            if self.running == 0 {
+                self.begin_sweep();
+            }
+            return Ok(());
+        }
+        while self.running < THREADS {
+            let Some(job) = self.next_job(now) else { return Ok(()) };
+            self.running += 1;
+            self.pool.give(job);
+        }
+        Ok(())
+    }
+
+    fn begin_sweep(&mut self) {
+        self.sweep = None;
+        self.sweeping = true;
+        self.running += 1;
+        let held: BTreeSet<_> = self.members.values().flat_map(|member| member.history.holds()).collect();
+        let groups = self.members.keys().copied().collect();
+        self.pool.give(Job::Sweep { groups, held });
+    }
+
+    /// The next job, of the group that comes after the one served last; the longest log when logs are too long.
+    fn next_job(&mut self, now: Instant) -> Option<Job> {
+        if let Some((group, running)) = self.clearing.iter_mut().find(|(_, running)| !**running) {
+            *running = true;
+            return Some(Job::Clear { group: *group });
+        }
+        // while a snapshot waits for a thread, other work that can wait leaves one free
+        let wanted = self.members.values().any(|member| member.history.wanted.is_some());
+        let spare = !wanted || self.running + 1 < THREADS;
+        let ids: Vec<GroupId> = {
+            let behind = self.members.range(self.served..).skip_while(|(id, _)| **id == self.served);
+            let before = self.members.range(..=self.served);
+            behind.chain(before).map(|(id, _)| *id).collect()
+        };
+        for id in &ids {
+            let Some(member) = self.members.get_mut(id) else { continue };
+            if let Some(job) = urgent(*id, member, now) {
+                self.served = *id;
+                return Some(job);
+            }
+        }
+        if !spare {
+            return None;
+        }
+        let sealable = self.members.iter().filter_map(|(id, member)| {
+            let unsealed = self.sealable(member, now)?;
+            Some((unsealed.bytes, *id))
+        });
+        if let Some((_, id)) = sealable.max() {
+            return self.seal(id);
+        }
+        for id in &ids {
+            let Some(member) = self.members.get_mut(id) else { continue };
+            if let Some(job) = idle(*id, member, now) {
+                self.served = *id;
+                return Some(job);
+            }
+        }
+        None
+    }
+
+    fn sealable(&self, member: &Member, now: Instant) -> Option<Unsealed> {
+        let history = &member.history;
+        let free = history.work.is_none()
+            && history.proposed.is_none()
+            && history.lacking.is_empty()
+            && history.wanted.is_none()
+            && history.rested(Work::Seal, now);
+        let status = member.shared.status.borrow();
+        let unsealed = unsealed(&status, history.sealed);
+        (free && status.leads && due(&self.limits, unsealed, self.pressed)).then_some(unsealed)
+    }
+
+    fn seal(&mut self, id: GroupId) -> Option<Job> {
+        let member = self.members.get_mut(&id)?;
+        let applied = member.shared.status.borrow().applied;
+        let first = member.shared.status.borrow().first;
+        let through = sealing::reach(member.history.sealed.max(first.saturating_sub(1)), applied);
+        member.history.work = Some(Work::Seal);
+        Some(Job::Seal { group: id, through })
+    }
+
+    /// The files that a manifest names.
+    pub(super) fn pieces(manifest: &Manifest) -> Vec<Piece> {
+        manifest.rows.iter().chain(&manifest.segments).cloned().collect()
+    }
+}
+
+/// Work that somebody waits for.
+fn urgent(id: GroupId, member: &mut Member, now: Instant) -> Option<Job> {
+    let history = &mut member.history;
+    if history.work.is_some() {
+        return None;
+    }
+    if let Some((_, manifest)) = history.installing.as_ref() {
+        if history.fetching.is_some() || !history.rested(Work::Install, now) {
+            return None;
+        }
+        let manifest = manifest.clone();
+        history.work = Some(Work::Install);
+        return Some(Job::Install { group: id, manifest });
+    }
+    let lacking = history.next_lacking(false).filter(|_| history.rested(Work::Make, now))?;
+    let (through, segments) = (lacking.through, lacking.segments.clone());
+    history.work = Some(Work::Make);
+    Some(Job::Make { group: id, through, segments })
+}
+
+/// Work that can wait.
+fn idle(id: GroupId, member: &mut Member, now: Instant) -> Option<Job> {
+    let history = &mut member.history;
+    if history.work.is_some() || history.installing.is_some() {
+        return None;
+    }
+    let status = member.shared.status.borrow();
+    if history.leftovers && !status.hollow && history.rested(Work::Forget, now) {
+        history.leftovers = false;
+        history.work = Some(Work::Forget);
+        return Some(Job::Forget { group: id, through: history.here });
+    }
+    None
+}

@@ -1,0 +1,221 @@
+//! What became of work on other threads.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use canal_proto::GroupId;
+use canal_proto::log::{Kind, Seal};
+use canal_proto::peer::Manifest;
+use prost::Message as _;
+
+use super::{Report, Waiter, Worker, now_ms};
+use crate::compaction::{Prepared, Work};
+use crate::core::group::{Input, SnapshotPoint};
+use crate::handle::Error;
+use crate::log_store::GroupWrite;
+use crate::sealer::Made;
+use crate::transfer::{Source, Task};
+
+impl Worker {
+    pub(super) fn report(&mut self, report: Report) -> Result<(), Error> {
+        match report {
+            Report::Sealed { group, result } => {
+                self.ended(group);
+                self.sealed(group, result);
+            }
+            Report::Made { group, through, result } => {
+                self.ended(group);
+                self.made(group, through, result?);
+            }
+            Report::Dumped { group, point, result } => {
+                self.ended(group);
+                self.dumped(group, point, result);
+            }
+            Report::Installed { group, result } => {
+                self.ended(group);
+                self.installed(group, result)?;
+            }
+            Report::Forgotten { group, result } => {
+                self.ended(group);
+                result?;
+            }
+            Report::Cleared { group, result } => {
+                self.ended(group);
+                match result? {
+                    true => self.clearing.remove(&group),
+                    false => self.clearing.insert(group, false),
+                };
+                self.sweep.get_or_insert_with(Instant::now);
+            }
+            Report::Swept { result } => {
+                self.running = self.running.saturating_sub(1);
+                self.sweeping = false;
+                if result? {
+                    let again = Instant::now() + self.limits.grace.max(Duration::from_millis(100));
+                    self.sweep.get_or_insert(again);
+                }
+            }
+            Report::Fetched { group, number, result } => self.fetched(group, number, result),
+            Report::Flushed { applied, result } => {
+                result?;
+                self.flushing = false;
+                for (id, (replica, index)) in applied {
+                    let member = self.members.get_mut(&id).filter(|member| member.group.seed().replica == replica);
+                    if let Some(member) = member {
+                        member.history.flushed = member.history.flushed.max(index);
+                    }
+                }
+                self.cut_all()?;
+            }
+        }
+        self.let_leave()?;
+        self.dispatch()
+    }
+
+    fn ended(&mut self, id: GroupId) {
+        self.running = self.running.saturating_sub(1);
+        if let Some(member) = self.members.get_mut(&id) {
+            member.history.work = None;
+        }
+    }
+
+    fn sealed(&mut self, id: GroupId, result: Result<Option<Seal>, String>) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        match result {
+            Ok(Some(seal)) => {
+                member.history.proposed = Some(seal.segments.clone());
+                let ticket = self.ticket(id, Waiter::Seal);
+                self.propose(id, ticket, Kind::Seal(seal));
+            }
+            Ok(None) => {}
+            Err(reason) => {
+                tracing::warn!(group = %id, reason, "events could not be moved to segments; it is tried again");
+                member.history.rest(Work::Seal, Instant::now());
+            }
+        }
+    }
+
+    fn propose(&mut self, id: GroupId, ticket: u64, kind: Kind) {
+        if let Some(member) = self.members.get_mut(&id) {
+            member.group.handle(Input::Propose(ticket, kind), now_ms());
+            self.dirty.insert(id);
+        }
+    }
+
+    fn made(&mut self, id: GroupId, through: u64, made: Made) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let history = &mut member.history;
+        match made {
+            Made::Here => {
+                history.made(through);
+                history.leftovers = true;
+                self.sweep.get_or_insert_with(Instant::now);
+            }
+            Made::Lacking(segments) => {
+                if let Some(first) = history.lacking.front_mut().filter(|first| first.through == through) {
+                    first.segments = segments;
+                    first.fetch = true;
+                }
+            }
+            Made::Failed(reason) => {
+                tracing::warn!(group = %id, reason, "segments could not be made; it is tried again");
+                history.rest(Work::Make, Instant::now());
+            }
+        }
+    }
+
+    fn dumped(&mut self, id: GroupId, point: SnapshotPoint, result: Result<Manifest, String>) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let input = match result {
+            Ok(mut manifest) => {
+                manifest.peer = self.peer.to_vec().into();
+                self.inner.counts.written.fetch_add(1, Ordering::Relaxed);
+                let data = manifest.encode_to_vec().into();
+                member.history.prepared = Some(Prepared { manifest });
+                Input::SnapshotReady(point, data)
+            }
+            Err(reason) => {
+                tracing::warn!(group = %id, reason, "a snapshot could not be written; it is tried again");
+                Input::SnapshotFailed
+            }
+        };
+        member.group.handle(input, now_ms());
+        self.dirty.insert(id);
+        self.sweep.get_or_insert_with(Instant::now);
+    }
+
+    fn installed(&mut self, id: GroupId, result: Result<(), crate::dump::Error>) -> Result<(), Error> {
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        let Some((install, manifest)) = member.history.installing.take() else { return Ok(()) };
+        match result {
+            Ok(()) => {}
+            Err(crate::dump::Error::Kv(error)) => return Err(error.into()),
+            Err(error) => {
+                // a file was damaged meanwhile: what is wrong goes, and is fetched again
+                tracing::warn!(group = %id, %error, "a snapshot can't be taken over; its files are fetched again");
+                for hash in self.inner.files.take_damaged() {
+                    let _ = self.inner.files.remove(&hash);
+                }
+                member.history.rest(Work::Install, Instant::now());
+                member.history.fetching = Some(self.next_task);
+                let peer = canal_proto::PeerId::from_slice(&manifest.peer);
+                let sources = peer.into_iter().map(|peer| Source { peer, addresses: Vec::new() }).collect();
+                let pieces = Self::pieces(&manifest);
+                self.transfer.begin(Task { group: id, number: self.next_task, pieces, sources });
+                self.next_task += 1;
+                member.history.installing = Some((install, manifest));
+                return Ok(());
+            }
+        }
+        let (compacted, hard_state) = install.finish(member.group.seed(), self.inner.kv.as_ref())?;
+        self.cuts.remove(&id);
+        self.inner.log.write(&[GroupWrite::installed(id, compacted, hard_state)], true)?;
+        member.group.installed(self.inner.kv.as_ref())?;
+        let status = member.group.status();
+        tracing::info!(group = %id, index = install.index, "a snapshot was taken over");
+        self.inner.counts.installed.fetch_add(1, Ordering::Relaxed);
+        let heads = self.heads(id, status.spec.topics.iter().map(|topic| topic.id))?;
+        let mut history = self.history_of(id)?;
+        history.flushed = install.index;
+        if let Some(member) = self.members.get_mut(&id) {
+            *member.shared.heads.write() = heads;
+            member.history = history;
+        }
+        self.dirty.insert(id);
+        self.sweep.get_or_insert_with(Instant::now);
+        Ok(())
+    }
+
+    fn fetched(&mut self, id: GroupId, number: u64, result: Result<(), String>) {
+        let Some(member) = self.members.get_mut(&id) else { return };
+        let history = &mut member.history;
+        if history.fetching == Some(number) {
+            history.fetching = None;
+            match result {
+                Ok(()) => {
+                    if let Some(first) = history.lacking.front_mut() {
+                        first.fetch = false;
+                    }
+                }
+                Err(reason) => {
+                    tracing::warn!(group = %id, reason, "files could not be fetched; it is tried again");
+                    history.rest(Work::Make, Instant::now());
+                    history.rest(Work::Install, Instant::now());
+                }
+            }
+            return;
+        }
+        if !history.offered.as_ref().is_some_and(|offered| offered.number == number) {
+            return;
+        }
+        let Some(offered) = history.offered.take() else { return };
+        match result {
+            Ok(()) => {
+                member.group.handle(Input::Message(offered.from, offered.message), now_ms());
+                self.dirty.insert(id);
+            }
+            // the leader offers it, or a newer one, again
+            Err(reason) => tracing::warn!(group = %id, reason, "this replica could not be filled; it goes on when its leader asks again"),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! An emulated network: each peer in a network namespace of its own, linked through a router in this process.
+//!
+//! The kernels that this has to run on have TUN devices, and no queueing discipline that delays or loses packets. So a
+//! router in user space carries each packet between two devices, with the delay, jitter, loss and bandwidth of that link,
+//! or not at all. Links can be changed while peers run.
+//!
+//! The process that uses it has to live in such a namespace itself to reach the peers: [`Network::here`] does that for the
+//! calling thread and all that it starts later, so call it first. Where the system does not allow any of it,
+//! [`Network::here`] says why, and a testnet runs on loopback.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use nix::sched::{CloneFlags, unshare};
+
+pub mod link;
+mod router;
+mod space;
+
+pub use link::{Link, Quality};
+pub use space::Space;
+
+use router::Router;
+
+/// Peers in one network.
+const MAX_PEERS: usize = 250;
+
+/// An emulated network.
+#[derive(Clone)]
+pub struct Network {
+    router: Arc<Router>,
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Network")
+    }
+}
+
+/// The address of a peer; number 0 is the first, and [`HERE`] is this process.
+fn address(number: usize) -> io::Result<Ipv4Addr> {
+    let number = u8::try_from(number).ok().filter(|number| usize::from(*number) < MAX_PEERS);
+    let number = number.ok_or_else(|| io::Error::other(format!("an emulated network has at most {MAX_PEERS} peers")))?;
+    Ok(Ipv4Addr::new(10, 77, 1, number + 1))
+}
+
+/// The address of this process.
+pub const HERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+
+impl Network {
+    /// Moves the calling thread, and whatever it starts from now on, into a namespace of its own, and makes a network
+    /// that it is part of.
+    ///
+    /// # Errors
+    /// When the system does not allow it; the text says what is missing.
+    pub fn here(seed: u64) -> io::Result<Self> {
+        let missing = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+        unshare(CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| missing("no network namespace can be made (it needs root)", errno.into()))?;
+        let device = space::device(HERE).map_err(|error| missing("no TUN device can be made", error))?;
+        let router = Router::new(seed)?;
+        router.attach(HERE, Arc::new(device))?;
+        Ok(Self { router: Arc::new(router) })
+    }
+
+    /// A namespace for the peer with this number.
+    ///
+    /// # Errors
+    /// When the system does not allow it.
+    pub fn space(&self, number: usize) -> io::Result<Space> {
+        let space = Space::new(address(number)?)?;
+        self.router.attach(space.address(), space.device())?;
+        Ok(space)
+    }
+
+    /// Changes the link between two peers in the direction from the first to the second.
+    ///
+    /// # Errors
+    /// When there can't be such a peer, or the link can't be like that.
+    pub fn set(&self, from: usize, to: usize, quality: Quality) -> io::Result<()> {
+        quality.check().map_err(io::Error::other)?;
+        self.router.set((address(from)?, address(to)?), quality);
+        Ok(())
+    }
+
+    /// How the link between two peers stands in that direction.
+    ///
+    /// # Errors
+    /// When there can't be such a peer.
+    pub fn link(&self, from: usize, to: usize) -> io::Result<Link> {
+        Ok(self.router.link((address(from)?, address(to)?)))
+    }
+}
