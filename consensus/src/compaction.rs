@@ -14,6 +14,8 @@ use raft::eraftpb::Message;
 
 use crate::core::group::Install;
 
+/// A snapshot that was not asked for again in this time is not needed any more: followers answer heartbeats far more often.
+const STILL_WANTED: Duration = Duration::from_secs(2);
 /// Wait after work on a group's files failed: the disk may be full, or the other replicas away.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
@@ -40,6 +42,9 @@ pub(crate) struct Lacking {
     pub(crate) segments: Vec<Segment>,
     /// They can't be made here: another replica has to give them.
     pub(crate) fetch: bool,
+    /// A later seal's segment has taken the place of one of them, which was not made: what it held is only here when that
+    /// one is.
+    pub(crate) superseded: bool,
 }
 
 /// A snapshot that was written here.
@@ -72,7 +77,7 @@ pub(crate) struct History {
     pub(crate) work: Option<Work>,
     /// Files of a seal that was proposed here, and has not come to anything yet.
     pub(crate) proposed: Option<Vec<Segment>>,
-    /// A snapshot was asked for, and could not be begun.
+    /// When a snapshot was asked for last that could not be begun.
     pub(crate) wanted: Option<Instant>,
     /// The snapshot that is handed out.
     pub(crate) prepared: Option<Prepared>,
@@ -102,28 +107,51 @@ impl History {
         self.sealed = self.sealed.max(through);
         self.leftovers = true;
         // one without segments counts once those before it are here
-        self.lacking.push_back(Lacking { through, segments, fetch: false });
+        self.lacking.push_back(Lacking { through, segments, fetch: false, superseded: false });
         self.advance();
     }
 
-    /// All segments of the oldest seal that is waited for are here.
-    pub(crate) fn made(&mut self, through: u64) {
+    /// All segments of the oldest seal that is waited for are here, but for these. `superseded`: or a later seal's have
+    /// taken the place of some, which were not made.
+    pub(crate) fn made(&mut self, through: u64, lacking: Vec<Segment>, superseded: bool) {
         if let Some(first) = self.lacking.front_mut().filter(|first| first.through == through) {
-            first.segments.clear();
+            first.fetch = !lacking.is_empty();
+            first.segments = lacking;
+            first.superseded |= superseded;
         }
         self.advance();
     }
 
+    /// A file that was here is not any more. The log is not cut before it is back.
+    pub(crate) fn lost(&mut self, segment: Segment) {
+        match self.lacking.front_mut() {
+            Some(first) if self.here == 0 => first.segments.push(segment),
+            _ => self.lacking.push_front(Lacking {
+                through: self.here,
+                segments: vec![segment],
+                fetch: false,
+                superseded: false,
+            }),
+        }
+        self.here = 0;
+    }
+
     fn advance(&mut self) {
-        while let Some(first) = self.lacking.front().filter(|first| first.segments.is_empty()) {
-            self.here = self.here.max(first.through);
-            self.lacking.pop_front();
+        while let Some(first) = self.lacking.pop_front_if(|first| first.segments.is_empty()) {
+            if !first.superseded {
+                self.here = self.here.max(first.through);
+            }
         }
     }
 
     /// The seal whose segments are to be made, or fetched, next.
     pub(crate) fn next_lacking(&self, fetch: bool) -> Option<&Lacking> {
         self.lacking.front().filter(|first| first.fetch == fetch)
+    }
+
+    /// Whether a snapshot is waited for. It is asked for again and again while a follower needs it.
+    pub(crate) fn wants(&self, now: Instant) -> bool {
+        self.wanted.is_some_and(|asked| now < asked + STILL_WANTED)
     }
 
     /// Whether this work may begin, after an earlier failure of it.
@@ -143,7 +171,8 @@ impl History {
             self.offered.as_ref().map(|offered| &offered.manifest),
             self.installing.as_ref().map(|(_, manifest)| manifest),
         ];
-        let pieces = manifests.into_iter().flatten().flat_map(|manifest| manifest.rows.iter().chain(&manifest.segments));
+        let pieces =
+            manifests.into_iter().flatten().flat_map(|manifest| manifest.rows.iter().chain(&manifest.segments));
         let lacking = self.lacking.iter().flat_map(|lacking| &lacking.segments);
         let segments = self.proposed.iter().flatten().chain(lacking);
         let hashes = pieces.map(|piece| &piece.hash).chain(segments.map(|segment| &segment.hash));
@@ -153,6 +182,7 @@ impl History {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
     use super::*;
 
     fn segment(n: u8) -> Segment {
@@ -168,11 +198,11 @@ mod tests {
         history.sealed(30, vec![segment(2), segment(3)]);
         history.flushed = 25;
         assert_eq!(history.cut(), None);
-        history.made(30);
+        history.made(30, Vec::new(), false);
         assert_eq!(history.here, 0, "only the oldest can be made");
-        history.made(10);
+        history.made(10, Vec::new(), false);
         assert_eq!((history.here, history.cut()), (20, Some(20)));
-        history.made(30);
+        history.made(30, Vec::new(), false);
         assert_eq!((history.here, history.cut()), (30, Some(25)));
         history.flushed = 90;
         for reads in [Work::Dump, Work::Make, Work::Seal, Work::Install] {
@@ -181,6 +211,40 @@ mod tests {
         }
         history.work = Some(Work::Forget);
         assert_eq!(history.cut(), Some(30));
+    }
+
+    #[test]
+    fn a_file_that_is_lost_keeps_the_log() {
+        let mut history = History { flushed: 100, ..History::default() };
+        history.sealed(10, Vec::new());
+        history.sealed(20, vec![segment(2)]);
+        assert_eq!(history.cut(), Some(10));
+        history.lost(segment(1));
+        history.lost(segment(0));
+        assert_eq!(history.cut(), None);
+        let first = history.next_lacking(false).unwrap();
+        assert_eq!((first.through, first.segments.len()), (10, 2));
+        history.made(10, Vec::new(), false);
+        assert_eq!(history.cut(), Some(10));
+        history.made(20, Vec::new(), false);
+        assert_eq!(history.cut(), Some(20));
+    }
+
+    #[test]
+    fn what_a_later_segment_takes_over_is_here_when_that_one_is() {
+        let mut history = History { flushed: 100, ..History::default() };
+        history.sealed(10, vec![segment(1)]);
+        history.made(10, Vec::new(), false);
+        history.sealed(20, vec![segment(2), segment(3)]);
+        history.sealed(30, vec![segment(4)]);
+        history.sealed(40, Vec::new());
+        // the third is to be fetched, and the fourth has taken the place of the second before it was made
+        history.made(20, vec![segment(3)], true);
+        assert_eq!(history.next_lacking(true).map(|lacking| lacking.segments.len()), Some(1));
+        history.made(20, Vec::new(), false);
+        assert_eq!(history.cut(), Some(10));
+        history.made(30, Vec::new(), false);
+        assert_eq!(history.cut(), Some(40));
     }
 
     #[test]
@@ -194,7 +258,7 @@ mod tests {
         let held: Vec<u8> = history.holds().map(|hash| hash.0[0]).collect();
         assert_eq!(held, [3, 4, 2, 1]);
         history.prepared = None;
-        history.made(10);
+        history.made(10, Vec::new(), false);
         history.proposed = None;
         assert_eq!(history.holds().count(), 0);
     }

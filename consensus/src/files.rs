@@ -111,12 +111,8 @@ impl Files {
                 held.sizes.insert(hash, entry.metadata().map_err(at(&entry.path()))?.len());
             }
         }
-        let shared = Shared {
-            dir: dir.to_owned(),
-            held: Mutex::new(held),
-            indexes: Mutex::default(),
-            next: AtomicU64::new(0),
-        };
+        let shared =
+            Shared { dir: dir.to_owned(), held: Mutex::new(held), indexes: Mutex::default(), next: AtomicU64::new(0) };
         Ok(Self { shared: Arc::new(shared) })
     }
 

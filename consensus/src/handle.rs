@@ -171,11 +171,7 @@ impl Service {
     ///
     /// # Errors
     /// When a store can't be opened or contradicts itself; the text says what to do.
-    pub fn open(
-        options: Options,
-        outgoing: Arc<dyn Outgoing>,
-        fetch: Arc<dyn Fetch>,
-    ) -> Result<(Self, Handle), Error> {
+    pub fn open(options: Options, outgoing: Arc<dyn Outgoing>, fetch: Arc<dyn Fetch>) -> Result<(Self, Handle), Error> {
         let log = LogStore::open(&options.dir.join("log"), options.log.clone())?;
         let kv = open_state(&options)?;
         let files = Files::open(&options.dir.join("files"))?;
@@ -237,10 +233,7 @@ pub struct Handle {
 }
 
 impl Handle {
-    async fn request<T>(
-        &self,
-        make: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request,
-    ) -> Result<T, Error> {
+    async fn request<T>(&self, make: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Request) -> Result<T, Error> {
         let (responder, answer) = oneshot::channel();
         self.inner.inbox.send(make(responder)).map_err(|_| Error::Stopped)?;
         answer.await.map_err(|_| Error::Stopped)?

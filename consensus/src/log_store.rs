@@ -11,6 +11,10 @@
 //! neither vote nor acknowledge after such an error. Writes pass one at a time: with two, raft-engine forms a
 //! group, and its followers would be told that all is well when the leader's `fsync` panics.
 //!
+//! A log is cut in front by [`GroupWrite::compact`], in the batch that also says where; a record of it tells, from then
+//! on, where the log begins, whatever raft-engine brings back when it purges its files. A log that a snapshot replaces is
+//! removed and begun anew in one batch.
+//!
 //! Opening tolerates a torn tail: the last file is cut at its first broken batch. It cannot tell a tail torn by a
 //! crash from a batch damaged later in that last file, so a replica whose applied index is above [`Loaded::last`]
 //! has lost synced entries and must not vote. Damage in any older file is [`Error::Damaged`], and so is an entry
@@ -21,7 +25,9 @@
 //! one of them, and remembers the last batch a thread; so a turn should stay within a few MiB.
 //!
 //! Stored bytes are `eraftpb.Entry` and `eraftpb.HardState` as protobuf, in raft-engine's format 2. Its parser
-//! (rust-protobuf 2) meets only bytes that this peer wrote.
+//! (rust-protobuf 2) meets only bytes that this peer wrote. Records stand beside them by their keys: `m` how the replica
+//! came to life, `c` where its log was cut ([`Compacted`]), `i` the snapshot that is being installed, `g` the largest id of
+//! a replica that was removed (8 bytes, big-endian).
 
 use std::any::Any;
 use std::collections::BTreeMap;

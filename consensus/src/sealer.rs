@@ -62,10 +62,9 @@ pub(crate) enum Job {
 /// What becomes of the files of a seal.
 #[derive(Debug)]
 pub(crate) enum Made {
-    /// They are here.
-    Here,
-    /// These could not be made here: another replica has to give them.
-    Lacking(Vec<Segment>),
+    /// `here` are here; `lacking` can't be made here, another replica has to give them. `superseded`: others have taken the
+    /// place of some before they were made.
+    Here { here: Vec<Segment>, lacking: Vec<Segment>, superseded: bool },
     /// Something failed; try again.
     Failed(String),
 }
@@ -213,15 +212,21 @@ impl Bench {
     /// Makes segments that a seal names from what this replica has itself, and compares.
     fn make(&self, group: GroupId, segments: Vec<Segment>) -> Result<Made, KvError> {
         let keys = Keys(group);
-        let mut lacking = Vec::new();
+        let (mut here, mut lacking) = (Vec::new(), Vec::new());
+        let mut superseded = false;
         for segment in segments {
             let Ok(hash) = ContentHash::from_slice(&segment.hash) else { continue };
             let topic = TopicId(segment.topic);
             let own = keys.topic(Table::Replaced, topic, segment.first);
             let row: Option<Segment> = self.row(&keys.topic(Table::Segments, topic, segment.first))?;
-            if row.is_none_or(|row| row.hash != segment.hash) {
-                // let go, or another took its place
-                continue;
+            match row {
+                Some(row) if row.hash == segment.hash => {}
+                Some(_) => {
+                    superseded = true;
+                    continue;
+                }
+                // let go
+                None => continue,
             }
             if !self.files().contains(&hash) {
                 let replaced: Option<Segment> = self.row(&own)?;
@@ -246,9 +251,9 @@ impl Bench {
                     Err(Unmade::Failed(reason)) => return Ok(Made::Failed(reason)),
                 }
             }
-            self.remove(vec![own])?;
+            here.push(segment);
         }
-        Ok(if lacking.is_empty() { Made::Here } else { Made::Lacking(lacking) })
+        Ok(Made::Here { here, lacking, superseded })
     }
 
     fn row<M: prost::Message + Default>(&self, key: &[u8]) -> Result<Option<M>, KvError> {

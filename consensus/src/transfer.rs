@@ -187,12 +187,7 @@ async fn fetch_all(files: Files, fetch: Arc<dyn Fetch>, task: Task) -> Result<()
 }
 
 /// Fetches one file from the first source that gives it.
-async fn fetch_one(
-    files: Files,
-    fetch: Arc<dyn Fetch>,
-    sources: Vec<Source>,
-    piece: Piece,
-) -> Result<(), String> {
+async fn fetch_one(files: Files, fetch: Arc<dyn Fetch>, sources: Vec<Source>, piece: Piece) -> Result<(), String> {
     let hash = ContentHash::from_slice(&piece.hash).map_err(|e| e.to_string())?;
     let mut last = "nobody is known to have it".to_owned();
     for attempt in 0..ATTEMPTS {
@@ -230,3 +225,6 @@ async fn fetch_from(files: &Files, fetch: &dyn Fetch, source: &Source, piece: &P
     }
     partial.finish().map_err(|e| e.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ use crate::state_store::StateStore;
 mod events;
 mod kept;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub(crate) use events::Source;
 

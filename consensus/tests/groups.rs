@@ -5,7 +5,6 @@
 //! is refused in words. Every wait is for a change of a replica's status, under one deadline.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
-
 #[path = "support/mesh.rs"]
 mod mesh;
 

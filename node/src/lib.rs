@@ -2,7 +2,7 @@
 //!
 //! `net` owns the libp2p swarm and gives streams to named protocols. `serve` answers clients and other peers.
 //! `rooms` are the tasks that act where this peer leads a group: they publish its routes, fire its functions, empty
-//! its outbox, let it grow, and, for a catalog, bring groups to life and tell them what they host. Every room works
+//! its outbox, keep its replicas, and, for a catalog, bring groups to life and tell them what they host. Every room works
 //! from replicated state and can be stopped and begun again at any point. [`cli`] is the command line.
 
 pub mod cli;

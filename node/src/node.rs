@@ -114,11 +114,16 @@ impl Node {
         if let Some((group, topic)) = known
             && let Some(handle) = self.groups.group(group)
         {
-            return Some((handle, topic));
+            // one that is being filled has nothing to answer with; others are named to whoever asks
+            let status = handle.status();
+            return (!status.hollow && !status.installing).then_some((handle, topic));
         }
         self.groups.groups().into_iter().find_map(|group| {
-            let spec = group.status().spec;
-            let topic = spec.topics.iter().find(|topic| topic.name == name)?;
+            let status = group.status();
+            let topic = status.spec.topics.iter().find(|topic| topic.name == name)?;
+            if status.hollow || status.installing {
+                return None;
+            }
             Some((group, TopicId(topic.id)))
         })
     }

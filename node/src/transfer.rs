@@ -46,7 +46,9 @@ impl Fetch for Transfer {
     fn fetch(&self, from: PeerId, addresses: Vec<String>, ask: PieceAsk) -> Fetching {
         let node = self.node.get().and_then(Weak::upgrade);
         let Some(node) = node else {
-            return Box::pin(async { Err(WireError::new(Code::Stopping, "this peer has yet to join, or is stopping")) });
+            return Box::pin(async {
+                Err(WireError::new(Code::Stopping, "this peer has yet to join, or is stopping"))
+            });
         };
         let kept = self.kept.clone();
         // the conversation needs the peer's own runtime

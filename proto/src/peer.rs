@@ -403,10 +403,7 @@ mod tests {
         );
         let known = vec![Version { peer: 0x0102, boot: 3, revision: 4 }];
         let peers = Peers { peers: vec![PeerInfo { boot: 1, ..PeerInfo::default() }], known };
-        assert_eq!(
-            peers.encode_to_vec(),
-            b"\x0a\x02\x78\x01\x12\x0d\x09\x02\x01\0\0\0\0\0\0\x10\x03\x18\x04"
-        );
+        assert_eq!(peers.encode_to_vec(), b"\x0a\x02\x78\x01\x12\x0d\x09\x02\x01\0\0\0\0\0\0\x10\x03\x18\x04");
         assert_eq!(DrainAsk { on: true }.encode_to_vec(), b"\x08\x01");
     }
 

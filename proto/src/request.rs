@@ -924,3 +924,46 @@ impl Events {
         prost::encoding::message::encoded_len(1, event) as u64
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+    use super::*;
+    use prost::Message;
+
+    fn pinned<M: Message + Default + PartialEq + std::fmt::Debug>(message: &M, bytes: &[u8]) {
+        assert_eq!(message.encode_to_vec(), bytes);
+        assert_eq!(M::decode(bytes).as_ref(), Ok(message));
+    }
+
+    #[test]
+    fn the_words_of_a_subscription_are_pinned() {
+        let subscribe = Subscribe {
+            version: 1,
+            namespace: "n".into(),
+            topic: "t".into(),
+            topic_id: 2,
+            from: Some(From::Offset(3)),
+            durable: "d".into(),
+            credit: 300,
+            relay: true,
+            holder: Bytes::from_static(b"h"),
+            again: true,
+        };
+        pinned(&subscribe, b"\x08\x01\x12\x01n\x1a\x01t\x20\x02\x38\x03\x42\x01d\x48\xac\x02\x50\x01\x5a\x01h\x60\x01");
+        pinned(&SubscriberFrame { say: Some(Say::Credit(300)) }, b"\x08\xac\x02");
+        pinned(&SubscriberFrame { say: Some(Say::Handled(0)) }, b"\x10\x00");
+        let opened = Opened { topic: 1, next: 2, head: 3, oldest: 4, session: 5, cursor: 6 };
+        pinned(
+            &Delivery { content: Some(Content::Opened(opened)) },
+            b"\x12\x0c\x08\x01\x10\x02\x18\x03\x20\x04\x28\x05\x30\x06",
+        );
+        let events = vec![Stored { offset: 7, event: Event::new("x"), ..Stored::default() }];
+        assert_eq!(Events::cost(&events[0]), 9);
+        let events = Content::Events(Events { events, head: 8 });
+        pinned(&Delivery { content: Some(events) }, b"\x1a\x0b\x0a\x07\x08\x07\x12\x03\x1a\x01x\x10\x08");
+        let standing = Content::Standing(Standing { next: 1, head: 2 });
+        pinned(&Delivery { content: Some(standing) }, b"\x22\x04\x08\x01\x10\x02");
+        pinned(&Delivery { content: Some(Content::Handled(9)) }, b"\x28\x09");
+    }
+}

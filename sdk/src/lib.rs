@@ -63,6 +63,6 @@ pub use subscription::{Delivered, From, Lag, Lost, SubscribeOptions, Subscriptio
 pub use transport::{AsyncReadWrite, BoxStream, Transport};
 
 /// The code in the README, so that it goes on to compile.
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "queue"))]
 #[doc = include_str!("../../README.md")]
 mod readme {}

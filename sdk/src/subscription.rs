@@ -154,12 +154,19 @@ pub struct Lost {
     pub end: u64,
 }
 
+/// Events of one topic, each with what it costs of the window.
 type Batch = Result<(Arc<Shared>, Vec<(u64, Delivered)>), Error>;
+
+/// What is left of a batch.
+struct Current {
+    shared: Arc<Shared>,
+    events: std::vec::IntoIter<(u64, Delivered)>,
+}
 
 /// A stream of events. After an error it ends.
 pub struct Subscription {
     batches: mpsc::UnboundedReceiver<Batch>,
-    current: Option<(Arc<Shared>, std::vec::IntoIter<(u64, Delivered)>)>,
+    current: Option<Current>,
     terms: Arc<Terms>,
     auto_handled: bool,
     /// The event that was handed out last, and the offset behind it.
@@ -221,7 +228,10 @@ fn check_name(name: String) -> Result<String, Error> {
     let wrong = if name.is_empty() {
         "the name of a durable subscription is empty: give it one".to_owned()
     } else if name.len() > MAX_SUBSCRIPTION_NAME {
-        format!("the name of a durable subscription has {} bytes; at most {MAX_SUBSCRIPTION_NAME} are allowed", name.len())
+        format!(
+            "the name of a durable subscription has {} bytes; at most {MAX_SUBSCRIPTION_NAME} are allowed",
+            name.len()
+        )
     } else if name.chars().any(|c| c.is_control() || c.is_whitespace()) {
         "the name of a durable subscription has blanks or control characters; leave them out".to_owned()
     } else {
@@ -305,30 +315,30 @@ impl Subscription {
 impl Stream for Subscription {
     type Item = Result<Delivered, Error>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        if self.auto_handled {
-            self.handle_last();
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = self.get_mut();
+        if this.auto_handled {
+            this.handle_last();
         }
         loop {
-            if let Some((shared, events)) = &mut self.current
-                && let Some((cost, delivered)) = events.next()
+            if let Some(current) = &mut this.current
+                && let Some((cost, delivered)) = current.events.next()
             {
-                shared.on_read(delivered.offset, cost);
-                if self.auto_handled {
-                    let shared = self.current.as_ref().map(|(shared, _)| Arc::clone(shared));
-                    self.last = shared.map(|shared| (shared, delivered.offset + 1));
-                }
+                current.shared.on_read(delivered.offset, cost);
+                this.last = this.auto_handled.then(|| (Arc::clone(&current.shared), delivered.offset + 1));
                 return Poll::Ready(Some(Ok(delivered)));
             }
-            if self.failed {
+            if this.failed {
                 return Poll::Ready(None);
             }
-            match self.batches.poll_recv(context) {
+            match this.batches.poll_recv(context) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(None) => return Poll::Ready(None),
-                Poll::Ready(Some(Ok((shared, events)))) => self.current = Some((shared, events.into_iter())),
+                Poll::Ready(Some(Ok((shared, events)))) => {
+                    this.current = Some(Current { shared, events: events.into_iter() });
+                }
                 Poll::Ready(Some(Err(error))) => {
-                    self.failed = true;
+                    this.failed = true;
                     return Poll::Ready(Some(Err(error)));
                 }
             }

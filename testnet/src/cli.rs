@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::emulated::{Network, Quality};
-use crate::{control, demo};
+use crate::{control, demo, fill};
 use crate::{Options, Scenario, Testnet};
 
 /// Exit code of a run that was interrupted: what a shell gives a program that SIGINT ended.
@@ -43,6 +43,8 @@ enum Command {
     Link(LinkArguments),
     /// Streams real readings through functions on real peers, kills a leader, and checks every promise
     Demo(demo::Options),
+    /// Fills a topic with many small events, and shows what they cost each peer
+    Fill(fill::Options),
     /// Is the `canal` program: `canal-testnet canal help`
     #[command(disable_help_flag = true)]
     Canal {
@@ -193,6 +195,7 @@ async fn perform(command: Command, network: Option<Network>) -> Result<ExitCode>
             let kept = demo::run(&options, executable).await?;
             Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Fill(options) => fill::run(&options, executable).await.map(|()| ExitCode::SUCCESS),
         // `main` takes it before it comes here
         Command::Canal { arguments } => {
             let name = [std::ffi::OsString::from("canal")];

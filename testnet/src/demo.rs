@@ -1,8 +1,9 @@
-//! The demo: real peers, real readings, four chained functions, a killed leader, and a verdict.
+//! The demo: real peers, real readings, four chained functions, a killed leader, a lost peer, and a verdict.
 //!
-//! It streams readings for the given time, half way kills the leader of the group that has most to do, restarts it
-//! some seconds later, waits until the functions have caught up, and reads every topic back from each of its
-//! replicas. What is checked then stands in [`check`].
+//! It streams readings for the given time. Half way it kills the leader of the group that has most to do and restarts it
+//! a moment later; then it takes another peer away for good and starts a fresh one, and times until every group has all
+//! its replicas again. When the functions have caught up, it reads every topic back from each of its replicas. What is
+//! checked then stands in [`check`].
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -19,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep_until};
 use self::check::Evidence;
 use self::layout::Layout;
 use self::readings::Readings;
+use self::repair::Loss;
 use self::report::{Outage, Report, Screen, line};
 use self::stats::Stats;
 use self::traffic::Published;
@@ -30,6 +32,7 @@ pub mod check;
 mod layout;
 mod live;
 mod readings;
+mod repair;
 mod report;
 mod stats;
 mod table;
@@ -40,6 +43,13 @@ mod watch;
 const CATCH_UP: Duration = Duration::from_secs(120);
 /// For one topic to be read back from one replica that may have just come back.
 const READ_BACK: Duration = Duration::from_secs(60);
+/// Silence after which a peer counts as gone for good in this mesh: longer than a restart takes, short enough to be
+/// watched.
+const REPLACE_AFTER: &str = "5s";
+/// Until the killed leader is started again: a tenth of the run, but well below [`REPLACE_AFTER`].
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Peers that it takes to lose one: the others are a majority of three replicas.
+const ENOUGH_TO_LOSE_ONE: u32 = 3;
 /// How soon people see what has happened.
 const SHOW_EVERY: Duration = Duration::from_millis(100);
 /// Rounds of one run at most: what is kept in memory to compare with.
@@ -54,7 +64,8 @@ pub struct Options {
     /// Readings a second of each sensor
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub rate: u32,
-    /// Peers; of five, one is in the iot tier, two at the edge, two in the cloud
+    /// Peers; of five, one is in the iot tier, two at the edge, two in the cloud. From three on, one of them is taken
+    /// away for good
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=32))]
     pub peers: u32,
     /// Streams the rows of a CSV file with a header: the first four columns of numbers, and the fifth (or the last)
@@ -82,9 +93,12 @@ pub async fn run(options: &Options, executable: PathBuf) -> Result<bool> {
     let readings = Readings::open(options.csv.as_deref(), wanted)?;
     let rounds = readings.rounds().map_or(wanted, |rounds| rounds.min(wanted));
     screen.say(&format!("starting {} peers", options.peers));
-    let net_options = crate::Options { keep: options.keep, ..crate::Options::new(executable) };
-    let net = Testnet::start(&Scenario::three_tiers(options.peers as usize), net_options).await?;
-    for peer in net.peers() {
+    // one more, which comes when another one has gone
+    let spare = usize::from(options.peers >= ENOUGH_TO_LOSE_ONE);
+    let arguments = vec!["--replace-after".into(), REPLACE_AFTER.into()];
+    let net_options = crate::Options { keep: options.keep, arguments, spare, ..crate::Options::new(executable) };
+    let net = Testnet::start(&Scenario::three_tiers(options.peers as usize + spare), net_options).await?;
+    for peer in net.peers().iter().filter(|peer| peer.is_running()) {
         let spec = peer.spec();
         screen.say(&format!(
             "peer {}  {:<5} {:<6} {}  {}",
@@ -129,7 +143,7 @@ impl<'a> Run<'a> {
         let layout = Layout::create(net, &admin, &readings.names()).await.context("creating the application")?;
         let stats = Arc::new(Stats::new()?);
         // sensors publish where they are, the others somewhere else
-        let last = net.peers().len() - 1;
+        let last = options.peers as usize - 1;
         let publishers = vec![net.client(0).await?, net.client(last).await?];
         let mut watchers = Vec::new();
         for (number, counts) in [(last / 2, true), (last, false)] {
@@ -149,13 +163,13 @@ impl<'a> Run<'a> {
         let began = Instant::now();
         screen.say(&format!("streaming {}", self.source));
         let traffic = traffic::stream(&self.publishers, &topics, readings, self.rounds, self.options.rate, &self.stats);
-        let (published, outage) = tokio::select! {
+        let traffic = async { Ok((traffic.await?, began.elapsed().as_secs_f64())) };
+        let ((published, seconds), (outage, loss)) = tokio::select! {
             // neither of the first two ends by itself
             () = leaders.watch(self.net, &groups) => bail!("nobody watches the leaders"),
             () = self.show(screen, began) => bail!("nobody shows progress"),
             both = async { tokio::try_join!(traffic, self.break_and_mend(began)) } => both?,
         };
-        let seconds = began.elapsed().as_secs_f64();
         self.notes.lock().drain(..).for_each(|note| screen.say(&note));
         screen.say("streamed; waiting for the functions");
         let waits = Instant::now();
@@ -164,6 +178,7 @@ impl<'a> Run<'a> {
         screen.say("reading back from the replicas");
         let (evidence, mut problems) = self.collect(published).await;
         problems.extend(caught_up.err());
+        problems.extend(loss.iter().flat_map(Loss::problems));
         problems.extend(check::problems(&evidence));
         let activations = match self.activations().await {
             Ok(activations) => activations,
@@ -177,7 +192,7 @@ impl<'a> Run<'a> {
         Ok(Report {
             ok: problems.is_empty(),
             problems,
-            peers: self.net.peers().len(),
+            peers: self.options.peers as usize,
             source: self.source.clone(),
             seconds,
             events_published: snapshot.published,
@@ -188,14 +203,26 @@ impl<'a> Run<'a> {
             publish: snapshot.publish,
             publish_to_effect: snapshot.effect,
             outage: Some(Outage { first_ack_ms: snapshot.first_ack.map(millis), ..outage }),
+            restored_after_s: loss.as_ref().map(|loss| loss.restored_after_s.clone()),
+            loss,
             caught_up_ms,
             replicas_read,
             directory: self.options.keep.then(|| self.net.dir().to_owned()),
         })
     }
 
-    /// Kills the leader of the busiest group half way, and restarts it after a tenth of the run.
-    async fn break_and_mend(&self, began: Instant) -> Result<Outage> {
+    /// Half way, what this run is about: a leader that comes back, then a peer that does not.
+    async fn break_and_mend(&self, began: Instant) -> Result<(Outage, Option<Loss>)> {
+        let outage = self.kill_and_restart(began).await?;
+        if self.options.peers < ENOUGH_TO_LOSE_ONE {
+            return Ok((outage, None));
+        }
+        let loss = self.lose_and_replace(outage.peer, began).await?;
+        Ok((outage, Some(loss)))
+    }
+
+    /// Kills the leader of the busiest group half way, and restarts it.
+    async fn kill_and_restart(&self, began: Instant) -> Result<Outage> {
         let run = Duration::from_secs_f64(self.rounds as f64 / f64::from(self.options.rate));
         sleep_until((began + run / 2).into()).await;
         let mut busiest: Option<(u64, &'static str, GroupId)> = None;
@@ -213,7 +240,7 @@ impl<'a> Run<'a> {
         let killed_at_s = began.elapsed().as_secs_f64();
         self.net.peer(peer)?.kill()?;
         self.note(format!("{killed_at_s:>4.0} s  killed peer {peer}, the leader of `{group_name}`"));
-        let pause = (run / 10).clamp(Duration::from_secs(1), Duration::from_secs(10));
+        let pause = (run / 10).clamp(LONGEST_PAUSE / 2, LONGEST_PAUSE);
         sleep_until((Instant::now() + pause).into()).await;
         self.net.restart(peer).await?;
         let restarted = began.elapsed().as_secs_f64();
@@ -298,7 +325,7 @@ impl<'a> Run<'a> {
         let count = usize::try_from(self.admin.topic_status(topic).await?.next)?;
         let holders = self.net.wait_group(group).await?.replicas;
         let mut read = Vec::new();
-        for peer in self.net.peers() {
+        for peer in self.net.peers().iter().filter(|peer| peer.is_running()) {
             let id = peer.id()?;
             if !holders.iter().any(|replica| replica.peer_id().is_ok_and(|holder| holder == id)) {
                 continue;

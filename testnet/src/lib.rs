@@ -18,6 +18,7 @@ pub mod cli;
 pub mod control;
 pub mod demo;
 pub mod emulated;
+pub mod fill;
 pub mod replica;
 
 pub use error::Error;

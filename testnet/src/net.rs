@@ -32,13 +32,15 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// The network that the peers live on; none: loopback.
     pub network: Option<Network>,
+    /// So many of the last peers are not started with the others: [`Testnet::restart`] starts them when they are wanted.
+    pub spare: usize,
 }
 
 impl Options {
     /// With this program, in a temporary directory.
     pub fn new(executable: impl Into<PathBuf>) -> Self {
         let (log, arguments) = ("info".into(), Vec::new());
-        Self { executable: executable.into(), dir: None, keep: false, log, arguments, network: None }
+        Self { executable: executable.into(), dir: None, keep: false, log, arguments, network: None, spare: 0 }
     }
 }
 
@@ -58,13 +60,15 @@ impl Testnet {
     /// # Errors
     /// When a peer does not come up or the mesh does not stand in time. Nothing is left running then.
     pub async fn start(scenario: &Scenario, options: Options) -> Result<Self, Error> {
+        let spare = options.spare;
         let net = Self::prepare(scenario, options)?;
-        net.start_all().await?;
+        net.start_first(net.peers.len().saturating_sub(spare)).await?;
         net.wait_ready().await?;
         if !scenario.topics.is_empty() {
             let client = net.client(0).await?;
             for topic in &scenario.topics {
-                let options = TopicOptions { group: topic.group.clone(), replicas: topic.replicas, ..TopicOptions::default() };
+                let options =
+                    TopicOptions { group: topic.group.clone(), replicas: topic.replicas, ..TopicOptions::default() };
                 client.create_topic(&topic.name, options).await?;
             }
         }
@@ -104,7 +108,11 @@ impl Testnet {
     /// # Errors
     /// [`Error::NotStarted`].
     pub async fn start_all(&self) -> Result<(), Error> {
-        let Some((first, others)) = self.peers.split_first() else {
+        self.start_first(self.peers.len()).await
+    }
+
+    async fn start_first(&self, count: usize) -> Result<(), Error> {
+        let Some((first, others)) = self.peers.get(..count).and_then(<[Peer]>::split_first) else {
             return Ok(());
         };
         if first.address().is_err() {

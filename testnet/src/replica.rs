@@ -55,7 +55,11 @@ pub async fn read(
         namespace: "default".into(),
         topic: source.topic.into(),
         topic_id: 0,
-        from: Some(From::Earliest(Done::default())), ..Subscribe::default() };
+        from: Some(From::Earliest(Done::default())),
+        // whatever there is: it is collected here
+        credit: u64::MAX,
+        ..Subscribe::default()
+    };
     let mut bytes = BytesMut::new();
     frame::encode(&subscribe, &mut bytes)?;
     stream.write_all(&bytes).await.map_err(broke)?;

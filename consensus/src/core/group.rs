@@ -31,9 +31,7 @@ mod snapshots;
 mod types;
 
 pub use install::Install;
-pub use types::{
-    ChangeSet, Input, Origin, Output, Persist, Progress, Refused, SnapshotPoint, Status, Ticket, Ticks,
-};
+pub use types::{ChangeSet, Input, Origin, Output, Persist, Progress, Refused, SnapshotPoint, Status, Ticket, Ticks};
 
 /// Bytes of append items that are put into one entry: an entry is sent, synced and applied as a whole.
 const BATCH_BYTES: usize = 1 << 20;
@@ -264,7 +262,7 @@ impl<L: LogReader> Group<L> {
             Input::Append(ticket, item) => self.appends.push((ticket, item)),
             Input::Propose(ticket, kind) => {
                 self.flush_appends(now_ms);
-                self.propose(vec![ticket], Command { time_ms: now_ms, kind: Some(kind) });
+                self.propose(vec![ticket], Command { time_ms: now_ms, kind: Some(*kind) });
             }
             Input::Read(ticket) => {
                 if self.leads() {

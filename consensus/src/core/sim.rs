@@ -110,38 +110,38 @@ fn check_seeds(name: &str, seeds: u64, setup: Setup) -> Tally {
 
 #[test]
 fn three_replicas() {
-    check_seeds("three_replicas", 100, Setup::honest(3, 3));
+    check_seeds("three_replicas", 60, Setup::honest(3, 3));
 }
 
 #[test]
 fn five_replicas() {
-    check_seeds("five_replicas", 40, Setup::honest(5, 5));
+    check_seeds("five_replicas", 25, Setup::honest(5, 5));
 }
 
 #[test]
 fn one_replica_grows_to_three() {
-    check_seeds("one_replica_grows_to_three", 80, Setup::honest(3, 1));
+    check_seeds("one_replica_grows_to_three", 50, Setup::honest(3, 1));
 }
 
 #[test]
 fn three_replicas_grow_to_five() {
-    check_seeds("three_replicas_grow_to_five", 40, Setup::honest(5, 3));
+    check_seeds("three_replicas_grow_to_five", 25, Setup::honest(5, 3));
 }
 
 #[test]
 fn three_replicas_move_among_five_peers() {
-    let met = check_seeds("three_replicas_move_among_five_peers", 100, Setup::moving(5, 3));
-    eprintln!("{met:?}");
+    let met = check_seeds("three_replicas_move_among_five_peers", 80, Setup::moving(5, 3));
     if std::env::var("CANAL_SEED").is_err() {
+        // asked for, installed, cut short, logs cut, disks emptied, hollow replicas, joint configurations
         let Tally { asked, installed, cut_short, cuts, emptied, hollow, joint } = met;
         let met = [asked, installed, cut_short, cuts, emptied, hollow, joint];
-        assert!(met.iter().all(|times| *times >= 10), "the seeds hardly meet what they are for: {met:?}");
+        assert!(met.iter().all(|times| *times >= 5), "the seeds hardly meet what they are for: {met:?}");
     }
 }
 
 #[test]
 fn one_replica_moves_among_three_peers() {
-    check_seeds("one_replica_moves_among_three_peers", 60, Setup::moving(3, 1));
+    check_seeds("one_replica_moves_among_three_peers", 40, Setup::moving(3, 1));
 }
 
 #[test]

@@ -88,7 +88,10 @@ impl Partial {
         }
         let Some(open) = self.open.take() else { return Ok(()) };
         let done = if open.hasher.finalize() == blake3::Hash::from(self.hash.0) {
-            open.file.sync_all().map_err(at(&open.path)).and_then(|()| self.files.name(&open.path, self.hash, self.size))
+            open.file
+                .sync_all()
+                .map_err(at(&open.path))
+                .and_then(|()| self.files.name(&open.path, self.hash, self.size))
         } else {
             fs::remove_file(&open.path).map_err(at(&open.path)).and(Err(Error::Mismatch(self.hash)))
         };

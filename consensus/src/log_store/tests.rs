@@ -59,7 +59,12 @@ fn what_is_appended_is_read_and_survives_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     assert_eq!(store.load(GROUP).unwrap(), None);
-    let write = GroupWrite { group: GROUP, entries: entries(1..11, 1), hard_state: Some(hard_state(1, 2, 3)), ..append(GROUP, vec![]) };
+    let write = GroupWrite {
+        group: GROUP,
+        entries: entries(1..11, 1),
+        hard_state: Some(hard_state(1, 2, 3)),
+        ..append(GROUP, vec![])
+    };
     store.write(&[write], true).unwrap();
     store.write(&[append(GROUP, entries(11..21, 2))], false).unwrap();
     let check = |store: &LogStore| {

@@ -86,8 +86,8 @@ impl Source<'_> {
         let mut batch = Batch { events: Vec::new(), next: from, max, bytes: 0, max_bytes };
         while batch.next < row.next && !batch.is_full() {
             let before = batch.next;
-            if before >= row.sealed || !self.from_segment(topic, &mut batch)? {
-                self.from_log(topic, &mut batch)?;
+            if before >= row.sealed || !self.read_segment(topic, &mut batch)? {
+                self.read_log(topic, &mut batch)?;
             }
             if batch.next == before {
                 break;
@@ -97,12 +97,13 @@ impl Source<'_> {
     }
 
     /// Reads on in the segment that has the next event. `false`: there is none, or its file is not here or damaged.
-    fn from_segment(&self, topic: TopicId, batch: &mut Batch) -> Result<bool, Error> {
+    fn read_segment(&self, topic: TopicId, batch: &mut Batch) -> Result<bool, Error> {
         let prefix = self.keys().topic_only(Table::Segments, topic);
         let behind = self.keys().topic(Table::Segments, topic, batch.next.saturating_add(1));
         let Some((key, value)) = self.kv.scan(&prefix, &behind, 1, true)?.pop() else { return Ok(false) };
         let mut segment: Segment = decode(&key, value)?;
-        let here = |segment: &Segment| ContentHash::from_slice(&segment.hash).is_ok_and(|hash| self.files.contains(&hash));
+        let here =
+            |segment: &Segment| ContentHash::from_slice(&segment.hash).is_ok_and(|hash| self.files.contains(&hash));
         if !here(&segment) {
             // it takes over the events of one before it, whose file stays until the new one is made
             let key = self.keys().topic(Table::Replaced, topic, segment.first);
@@ -128,7 +129,7 @@ impl Source<'_> {
     }
 
     /// Reads on by the locators of what is in the log, or came with a snapshot. Changes nothing if there is none.
-    fn from_log(&self, topic: TopicId, batch: &mut Batch) -> Result<(), Error> {
+    fn read_log(&self, topic: TopicId, batch: &mut Batch) -> Result<(), Error> {
         let prefix = self.keys().topic_only(Table::Events, topic);
         let behind = self.keys().topic(Table::Events, topic, batch.next.saturating_add(1));
         let Some((start, _)) = self.kv.scan(&prefix, &behind, 1, true)?.pop() else { return Ok(()) };
@@ -147,7 +148,7 @@ impl Source<'_> {
                 Some(events) => {
                     let _ = events.into_iter().all(|stored| batch.push(stored));
                 }
-                None => self.inline(topic, end, batch)?,
+                None => self.read_inline(topic, end, batch)?,
             }
             if batch.next < end {
                 break;
@@ -161,7 +162,9 @@ impl Source<'_> {
         let Some(entry) = self.log.entry(self.group, locator.index)? else { return Ok(None) };
         let damaged = |what: &dyn std::fmt::Display| {
             let place = format!("group {}: entry {} of the log", self.group, locator.index);
-            KvError(format!("{place} is damaged: {what}; remove this peer's data directory and let it join as a new peer"))
+            KvError(format!(
+                "{place} is damaged: {what}; remove this peer's data directory and let it join as a new peer"
+            ))
         };
         let command = Command::decode(entry.data).map_err(|error| damaged(&error))?;
         let part = locator.part as usize;
@@ -187,7 +190,7 @@ impl Source<'_> {
     }
 
     /// Reads on in the rows that came with a snapshot, up to `end`.
-    fn inline(&self, topic: TopicId, end: u64, batch: &mut Batch) -> Result<(), Error> {
+    fn read_inline(&self, topic: TopicId, end: u64, batch: &mut Batch) -> Result<(), Error> {
         while batch.next < end && !batch.is_full() {
             let from = self.keys().topic(Table::Inline, topic, batch.next);
             let behind = self.keys().topic(Table::Inline, topic, end);

@@ -41,18 +41,38 @@ impl Worker {
                 member.history.prepared = None;
                 lost = true;
             }
-            if !status.leads {
-                member.history.wanted = None;
-            }
         }
         if lost {
             self.sweep.get_or_insert(now);
         }
+        self.find_damaged()?;
         *self.inner.logs.lock() = (entries, bytes);
         self.pressed = entries > self.limits.log_entries || bytes > self.limits.log_bytes;
         self.cut_all()?;
         self.fetch_lacking(now);
         self.dispatch()
+    }
+
+    /// Removes files that were found damaged by whoever read them, and sees to it that they come back.
+    fn find_damaged(&mut self) -> Result<(), Error> {
+        let damaged = self.inner.files.take_damaged();
+        if damaged.is_empty() {
+            return Ok(());
+        }
+        for hash in &damaged {
+            tracing::error!(%hash, "a file is damaged; it is made or fetched again. Check this peer's disk");
+            if let Err(error) = self.inner.files.remove(hash) {
+                tracing::warn!(%hash, %error, "a damaged file can't be removed");
+            }
+        }
+        for (id, member) in &mut self.members {
+            for segment in self.inner.view(*id).all_segments()? {
+                if damaged.iter().any(|hash| hash.0[..] == segment.hash[..]) {
+                    member.history.lost(segment);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Begins to make durable what is applied.
@@ -73,10 +93,20 @@ impl Worker {
     /// Cuts the logs as far as they can be; the next turn writes it.
     pub(super) fn cut_all(&mut self) -> Result<(), Error> {
         for (id, member) in &mut self.members {
-            let Some(cut) = member.history.cut() else { continue };
-            if cut < member.shared.status.borrow().first || self.cuts.contains_key(id) {
+            let Some(mut cut) = member.history.cut() else { continue };
+            let status = member.shared.status.borrow();
+            // a follower that is a little behind is spared a snapshot, as long as there is room
+            let near = status.last.saturating_sub(self.limits.seal_entries);
+            let followers = status.progress.values().filter(|progress| progress.recent && !progress.snapshot);
+            if let Some(slowest) = followers.map(|progress| progress.matched).min().filter(|slowest| *slowest >= near)
+                && !self.pressed
+            {
+                cut = cut.min(slowest);
+            }
+            if cut < status.first || self.cuts.contains_key(id) {
                 continue;
             }
+            drop(status);
             if let Some(compacted) = member.group.compact(cut)? {
                 tracing::debug!(group = %id, index = compacted.index, "the log is cut");
                 self.cuts.insert(*id, compacted);
@@ -120,7 +150,7 @@ impl Worker {
         let history = &mut member.history;
         // a snapshot names segments, so they have to be here
         if !room || history.work.is_some() || !history.lacking.is_empty() {
-            history.wanted.get_or_insert_with(Instant::now);
+            history.wanted = Some(Instant::now());
             member.group.handle(Input::SnapshotFailed, now_ms());
             return Ok(());
         }
@@ -139,7 +169,9 @@ impl Worker {
             return Ok(());
         }
         let now = Instant::now();
-        if self.sweep.is_some_and(|due| now >= due) {
+        let hollow = || self.members.values().any(|member| member.shared.status.borrow().hollow);
+        if self.sweep.is_some_and(|due| now >= due) && !hollow() {
+            // (a replica that has lost its state does not know which files it will need)
             // files that are being made are not named yet, so nothing is made meanwhile
             if self.running == 0 {
                 self.begin_sweep();
@@ -170,7 +202,7 @@ impl Worker {
             return Some(Job::Clear { group: *group });
         }
         // while a snapshot waits for a thread, other work that can wait leaves one free
-        let wanted = self.members.values().any(|member| member.history.wanted.is_some());
+        let wanted = self.members.values().any(|member| member.history.wants(now));
         let spare = !wanted || self.running + 1 < THREADS;
         let ids: Vec<GroupId> = {
             let behind = self.members.range(self.served..).skip_while(|(id, _)| **id == self.served);
@@ -209,7 +241,7 @@ impl Worker {
         let free = history.work.is_none()
             && history.proposed.is_none()
             && history.lacking.is_empty()
-            && history.wanted.is_none()
+            && !history.wants(now)
             && history.rested(Work::Seal, now);
         let status = member.shared.status.borrow();
         let unsealed = unsealed(&status, history.sealed);

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use canal_proto::GroupId;
 use canal_proto::log::Segment;
 use canal_proto::peer::{Manifest, Seed};
+use canal_proto::{ContentHash, GroupId, TopicId};
 use prost::Message as _;
 
 use super::{Member, Worker, now_ms};
@@ -107,12 +107,12 @@ impl Worker {
     /// What the rows say of a group's seals, and which of their files are here.
     pub(super) fn history_of(&self, id: GroupId) -> Result<History, Error> {
         let sealed = sealing::sealed(self.inner.kv.as_ref(), id)?;
+        self.drop_notes(id)?;
         let prefix = Keys(id).one(Table::Segments);
         let mut segments = Vec::new();
         for (key, value) in self.inner.kv.scan(&prefix, &end_of(&prefix), usize::MAX / 2, false)? {
             let segment: Segment = decode(&key, value)?;
-            let hash = canal_proto::ContentHash::from_slice(&segment.hash);
-            if !hash.is_ok_and(|hash| self.inner.files.contains(&hash)) {
+            if !self.is_here(&segment) {
                 segments.push(segment);
             }
         }
@@ -120,9 +120,32 @@ impl Worker {
         if segments.is_empty() {
             history.here = sealed;
         } else {
-            history.lacking.push_back(Lacking { through: sealed, segments, fetch: false });
+            history.lacking.push_back(Lacking { through: sealed, segments, fetch: false, superseded: false });
         }
         Ok(history)
+    }
+
+    fn is_here(&self, segment: &Segment) -> bool {
+        ContentHash::from_slice(&segment.hash).is_ok_and(|hash| self.inner.files.contains(&hash))
+    }
+
+    /// Removes the notes of replaced segments where the file of the new one is here: a crash came between the two.
+    fn drop_notes(&self, id: GroupId) -> Result<(), Error> {
+        let keys = Keys(id);
+        let prefix = keys.one(Table::Replaced);
+        let mut batch = WriteBatch::default();
+        for (note, value) in self.inner.kv.scan(&prefix, &end_of(&prefix), usize::MAX / 2, false)? {
+            let old: Segment = decode(&note, value)?;
+            let key = keys.topic(Table::Segments, TopicId(old.topic), old.first);
+            let row: Option<Segment> = self.inner.kv.get(&key)?.map(|row| decode(&key, row)).transpose()?;
+            if row.is_none_or(|row| self.is_here(&row)) {
+                batch.ops.insert(note, None);
+            }
+        }
+        if !batch.ops.is_empty() {
+            self.inner.kv.write(&batch)?;
+        }
+        Ok(())
     }
 
     /// Does again what the record of an installation says, that a crash cut off. When its files are not all here, or

@@ -1,16 +1,21 @@
 //! What became of work on other threads.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use canal_proto::GroupId;
-use canal_proto::log::{Kind, Seal};
+use bytes::Bytes;
+use canal_proto::log::{Kind, Seal, Segment};
 use canal_proto::peer::Manifest;
+use canal_proto::{GroupId, TopicId};
 use prost::Message as _;
 
 use super::{Report, Waiter, Worker, now_ms};
 use crate::compaction::{Prepared, Work};
 use crate::core::group::{Input, SnapshotPoint};
+use crate::core::keys::{Keys, Table};
+use crate::core::kv::{Kv, KvError, WriteBatch};
+use crate::core::txn::decode;
 use crate::handle::Error;
 use crate::log_store::GroupWrite;
 use crate::sealer::Made;
@@ -25,7 +30,7 @@ impl Worker {
             }
             Report::Made { group, through, result } => {
                 self.ended(group);
-                self.made(group, through, result?);
+                self.made(group, through, result?)?;
             }
             Report::Dumped { group, point, result } => {
                 self.ended(group);
@@ -97,31 +102,30 @@ impl Worker {
 
     fn propose(&mut self, id: GroupId, ticket: u64, kind: Kind) {
         if let Some(member) = self.members.get_mut(&id) {
-            member.group.handle(Input::Propose(ticket, kind), now_ms());
+            member.group.handle(Input::Propose(ticket, Box::new(kind)), now_ms());
             self.dirty.insert(id);
         }
     }
 
-    fn made(&mut self, id: GroupId, through: u64, made: Made) {
-        let Some(member) = self.members.get_mut(&id) else { return };
+    fn made(&mut self, id: GroupId, through: u64, made: Made) -> Result<(), Error> {
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
         let history = &mut member.history;
         match made {
-            Made::Here => {
-                history.made(through);
+            Made::Here { here, lacking, superseded } => {
+                let ops = notes(id, self.inner.kv.as_ref(), here)?;
+                if !ops.is_empty() {
+                    self.inner.kv.write(&WriteBatch { ops })?;
+                }
+                history.made(through, lacking, superseded);
                 history.leftovers = true;
                 self.sweep.get_or_insert_with(Instant::now);
-            }
-            Made::Lacking(segments) => {
-                if let Some(first) = history.lacking.front_mut().filter(|first| first.through == through) {
-                    first.segments = segments;
-                    first.fetch = true;
-                }
             }
             Made::Failed(reason) => {
                 tracing::warn!(group = %id, reason, "segments could not be made; it is tried again");
                 history.rest(Work::Make, Instant::now());
             }
         }
+        Ok(())
     }
 
     fn dumped(&mut self, id: GroupId, point: SnapshotPoint, result: Result<Manifest, String>) {
@@ -205,7 +209,7 @@ impl Worker {
             }
             return;
         }
-        if !history.offered.as_ref().is_some_and(|offered| offered.number == number) {
+        if history.offered.as_ref().is_none_or(|offered| offered.number != number) {
             return;
         }
         let Some(offered) = history.offered.take() else { return };
@@ -215,7 +219,28 @@ impl Worker {
                 self.dirty.insert(id);
             }
             // the leader offers it, or a newer one, again
-            Err(reason) => tracing::warn!(group = %id, reason, "this replica could not be filled; it goes on when its leader asks again"),
+            Err(reason) => {
+                tracing::warn!(group = %id, reason, "this replica could not be filled; it goes on when its leader asks again")
+            }
         }
     }
+}
+
+/// What becomes of the notes of replaced segments now that these are here: they are not needed any more, except where yet
+/// another one has taken the place of one of these, which is then what that will be made from.
+fn notes(id: GroupId, kv: &dyn Kv, here: Vec<Segment>) -> Result<BTreeMap<Bytes, Option<Bytes>>, KvError> {
+    let keys = Keys(id);
+    let mut ops = BTreeMap::new();
+    for segment in here {
+        let topic = TopicId(segment.topic);
+        let note = keys.topic(Table::Replaced, topic, segment.first);
+        let key = keys.topic(Table::Segments, topic, segment.first);
+        let row = kv.get(&key)?.map(|row| decode::<Segment>(&key, row)).transpose()?;
+        if row.is_some_and(|row| row.hash != segment.hash) {
+            ops.insert(note, Some(segment.encode_to_vec().into()));
+        } else if kv.get(&note)?.is_some() {
+            ops.insert(note, None);
+        }
+    }
+    Ok(ops)
 }

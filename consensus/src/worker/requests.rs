@@ -47,7 +47,9 @@ impl Worker {
         };
         let message = match convert::from_wire(envelope.message) {
             Ok(message) if message.to == member.group.seed().replica => message,
-            Ok(message) => return tracing::debug!(group = %id, to = message.to, "a message for another replica; dropped"),
+            Ok(message) => {
+                return tracing::debug!(group = %id, to = message.to, "a message for another replica; dropped");
+            }
             Err(error) => return tracing::warn!(group = %id, %error, "a malformed message"),
         };
         member.shared.heard.lock().last.insert(message.from, Instant::now());
@@ -79,7 +81,8 @@ impl Worker {
         let here = |hash: &[u8]| ContentHash::from_slice(hash).is_ok_and(|hash| files.contains(&hash));
         let pieces = manifest.rows.iter().chain(&manifest.segments).filter(|piece| !here(&piece.hash));
         let pieces: Vec<_> = pieces.cloned().collect();
-        if pieces.is_empty() || !member.group.needs_snapshot(index) {
+        let known = member.shared.status.borrow().committed >= index;
+        if pieces.is_empty() || (known && !member.group.needs_snapshot(index)) {
             member.group.handle(Input::Message(peer, message), now_ms());
             self.dirty.insert(id);
             return;
@@ -106,10 +109,8 @@ impl Worker {
             return;
         }
         let input = match command {
-            Command::Append(item, responder) => {
-                Input::Append(self.ticket(id, Waiter::Publisher(responder)), item)
-            }
-            Command::Propose(kind, responder) => Input::Propose(self.ticket(id, Waiter::Client(responder)), *kind),
+            Command::Append(item, responder) => Input::Append(self.ticket(id, Waiter::Publisher(responder)), item),
+            Command::Propose(kind, responder) => Input::Propose(self.ticket(id, Waiter::Client(responder)), kind),
             Command::Read(responder) => Input::Read(self.ticket(id, Waiter::Client(responder))),
             Command::AddLearner(replica, responder) => {
                 Input::AddLearner(self.ticket(id, Waiter::Client(responder)), replica)

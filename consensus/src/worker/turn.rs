@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use bytes::Bytes;
-use canal_proto::GroupId;
 use canal_proto::log::Segment;
 use canal_proto::peer::{Manifest, RaftEnvelope};
+use canal_proto::{ContentHash, GroupId};
 use prost::Message as _;
 
 use super::{Waiter, Worker, now_ms};
@@ -16,6 +16,7 @@ use crate::core::keys::{Keys, Table, end_of};
 use crate::core::kv::{Kv, KvError, WriteBatch};
 use crate::core::machine::{Effect, Reply};
 use crate::core::txn::decode;
+use crate::files::Files;
 use crate::handle::Error;
 use crate::log_store::GroupWrite;
 
@@ -68,7 +69,7 @@ impl Worker {
                 let write = GroupWrite { group: *id, hard_state: Some(hard_state), ..GroupWrite::default() };
                 self.inner.log.write(&[write], true)?;
             }
-            note_replaced(*id, self.inner.kv.as_ref(), &mut batch)?;
+            note_replaced(*id, self.inner.kv.as_ref(), &self.inner.files, &mut batch)?;
         }
         let sealed = if batch.ops.is_empty() { Vec::new() } else { segments_of(&dirty, &batch)? };
         if !batch.ops.is_empty() {
@@ -118,6 +119,7 @@ impl Worker {
             .map_err(|e| KvError(format!("group {id}: a snapshot's manifest can't be read: {e}")))?;
         tracing::info!(group = %id, index = install.index, "takes over a snapshot");
         member.history.offered = None;
+        self.transfer.cancel(id);
         member.history.installing = Some((install, manifest));
         self.dispatch()
     }
@@ -201,18 +203,18 @@ impl Worker {
 
 /// Segments that a batch gives another one's place are noted beside it: until the new file is here, a replica may need
 /// the old one to make it. The note is in the same batch, so it is there whenever it is needed.
-fn note_replaced(id: GroupId, kv: &dyn Kv, batch: &mut WriteBatch) -> Result<(), KvError> {
+fn note_replaced(id: GroupId, kv: &dyn Kv, files: &Files, batch: &mut WriteBatch) -> Result<(), KvError> {
     let keys = Keys(id);
     let prefix = keys.one(Table::Segments);
     let mut notes = Vec::new();
     for (key, row) in range(batch, &prefix) {
         let note = [&keys.one(Table::Replaced)[..], key.get(prefix.len()..).unwrap_or_default()].concat();
         let Some(new) = row else { continue };
-        // an older note stands: what it names is what is here
-        if batch.ops.contains_key(note.as_slice()) || kv.get(&note)?.is_some() {
-            continue;
-        }
-        if let Some(old) = kv.get(key)?.filter(|old| old != new) {
+        let Some(old) = kv.get(key)?.filter(|old| old != new) else { continue };
+        let segment: Segment = decode(key, old.clone())?;
+        let here = ContentHash::from_slice(&segment.hash).is_ok_and(|hash| files.contains(&hash));
+        // an older note stands when what it names is here and this one's file is not yet
+        if here || kv.get(&note)?.is_none() {
             notes.push((note.into(), Some(old)));
         }
     }

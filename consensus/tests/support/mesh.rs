@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use canal_consensus::{
-    Error, Fetch, Fetching, GroupHandle, Handle, History, Options, Outgoing, Refused, Service, Status, Ticks, log_store,
-    state_store,
+    Error, Fetch, Fetching, GroupHandle, Handle, History, Options, Outgoing, Refused, Service, Status, Ticks,
+    log_store, state_store,
 };
 use canal_proto::log::{AppendItem, GroupSpec, Kind, TopicSpec};
 use canal_proto::peer::{RaftEnvelope, Replica, Seed};
 use canal_proto::request::PieceAsk;
 use canal_proto::{Code, Event, GroupId, PeerId, Receipt, TopicId, WireError};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -27,6 +27,11 @@ pub const TOPIC: TopicId = TopicId(7);
 pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Above all that is read at once.
 pub const MANY: usize = 1 << 20;
+
+tokio::task_local! {
+    /// How the replicas stood when a test last looked, for when it comes to no end.
+    static SEEN: Arc<Mutex<String>>;
+}
 
 /// The peers that can be reached.
 #[derive(Default)]
@@ -94,10 +99,11 @@ pub fn item(sequence: u64) -> AppendItem {
 
 /// Peers `1..`, each with a directory that outlives its service.
 pub struct Mesh {
-    pub dirs: Vec<TempDir>,
+    // stopped before their directories go
     pub running: BTreeMap<u8, Service>,
     pub table: Arc<Table>,
     pub history: History,
+    pub dirs: Vec<TempDir>,
 }
 
 impl Mesh {
@@ -188,6 +194,7 @@ impl Mesh {
             if let Some(found) = found(&statuses) {
                 return found;
             }
+            SEEN.with(|seen| *seen.lock() = format!("{statuses:#?}"));
             assert!(changes.join_next().await.unwrap().unwrap(), "a worker stopped: {statuses:?}");
         }
     }
@@ -277,6 +284,10 @@ pub fn leading(statuses: &BTreeMap<u8, Status>) -> Option<&Status> {
 }
 
 pub async fn within<T>(test: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, test).await.expect("the deadline passed")
+    let seen = Arc::new(Mutex::new(String::new()));
+    let test = SEEN.scope(seen.clone(), test);
+    match tokio::time::timeout(DEADLINE, test).await {
+        Ok(done) => done,
+        Err(_) => panic!("the deadline passed; what was seen last: {}", seen.lock()),
+    }
 }
-

@@ -47,7 +47,8 @@ pub fn run(command: Peer) -> ExitCode {
             let peers = client.peers().await?;
             out.show(|| peers.iter().map(peer_json).collect(), || peers_text(&peers))?;
             if peers.len() >= MAX_KNOWN_PEERS {
-                let note = format!("these are the {} peers that the asked peer knows of; there may be more", peers.len());
+                let note =
+                    format!("these are the {} peers that the asked peer knows of; there may be more", peers.len());
                 out.note(|| json!({ "note": note }), || note.clone());
             }
             Ok(())
@@ -181,8 +182,12 @@ fn status_text(status: &PeerStatus) -> String {
         ("tier", name_of::<Tier>(info.tier)),
         ("site", info.site.clone()),
         ("labels", if labels.is_empty() { "-".to_owned() } else { labels }),
-        ("state", if info.draining { "draining: it takes no new replicas, and what it has moves away" } else { "up" }.to_owned()),
-        ("machine", format!("{} processors, {} of them busy, {}", info.cpus, load(info), size(info.memory))),
+        (
+            "state",
+            if info.draining { "draining: it takes no new replicas, and what it has moves away" } else { "up" }
+                .to_owned(),
+        ),
+        ("machine", format!("{} processors, loaded to {}, {}", info.cpus, load(info), size(info.memory))),
         ("starts", info.boot.to_string()),
         ("version", printable(info.version.as_bytes())),
         ("mesh", if status.joined { "joined" } else { "not joined yet" }.to_owned()),

@@ -166,7 +166,7 @@ fn begin_anew(json: bool) -> ExitCode {
     let mut arguments = std::env::args_os();
     let name = arguments.next().unwrap_or_else(|| "canal".into());
     let again = std::env::current_exe().map(|path| Command::new(path).arg0(name).args(arguments).exec());
-    let error = again.map_or_else(|error| error, |error| error);
+    let error = again.unwrap_or_else(|error| error);
     let message = format!(
         "this peer's disk was older than what it has promised, and it can't begin anew by itself: {error}; start it again"
     );

@@ -153,7 +153,10 @@ fn lost_json(lost: &Lost) -> Value {
 
 fn lost_text(lost: &Lost) -> String {
     let (count, last) = (lost.end - lost.first, lost.end.saturating_sub(1));
-    format!("canal: {count} events of `{}` are gone, offsets {} to {last}: they were not kept so long", lost.topic, lost.first)
+    format!(
+        "canal: {count} events of `{}` are gone, offsets {} to {last}: they were not kept so long",
+        lost.topic, lost.first
+    )
 }
 
 fn event_json(delivered: &Delivered) -> Value {

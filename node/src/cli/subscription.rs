@@ -129,8 +129,7 @@ mod tests {
             changed_ms: 1_767_225_600_000,
             ..Subscription::default()
         };
-        let listed =
-            vec![("t".to_owned(), Subscriptions { subscriptions: vec![row], head: 12, oldest: 6 })];
+        let listed = vec![("t".to_owned(), Subscriptions { subscriptions: vec![row], head: 12, oldest: 6 })];
         assert_eq!(
             list_text(&listed),
             "TOPIC  NAME   NEXT  LAG  LOST  MOVED\nt      audit     5    7     1  2026-01-01 00:00:00Z\n"

@@ -200,11 +200,17 @@ impl Room {
         }
         let Progress { matched, snapshot, .. } = status.progress.get(&id).copied().unwrap_or_default();
         let replace_after = self.node.config.replace_after;
-        let limit = if snapshot { replace_after.max(INSTALLING) } else { replace_after };
+        let limit = match (role, snapshot) {
+            (_, true) => replace_after.max(INSTALLING),
+            // what it has is not missed, so it gets the time that it takes to come to life
+            (Role::Learner, false) => replace_after.max(BRING_UP),
+            (Role::Voter, false) => replace_after,
+        };
         let unborn = role == Role::Learner && matched == 0 && !snapshot;
         if lost {
             Condition::Lost
-        } else if silent >= limit || (unborn && silent >= BRING_UP) {
+        } else if silent >= (if unborn { BRING_UP } else { limit }) {
+            // one that was just agreed on is silent until its peer has made it
             Condition::Gone
         } else if unborn {
             Condition::New
@@ -227,7 +233,12 @@ impl Room {
         if !known(&candidates, self.node.id) {
             candidates.extend(Candidate::try_from(&self.node.describe()));
         }
-        candidates.retain(|candidate| !gone(candidate.peer) && !self.avoided.contains_key(&candidate.peer));
+        candidates.retain(|candidate| !gone(candidate.peer));
+        let others = candidates.iter().filter(|candidate| !self.avoided.contains_key(&candidate.peer)).count();
+        if others >= wanted {
+            // where there is nobody else, it is tried again
+            candidates.retain(|candidate| !self.avoided.contains_key(&candidate.peer));
+        }
         // a replica that talks is there, whatever its peer's description is
         let mut last: Option<Vec<Candidate>> = None;
         for member in members.iter().filter(|member| member.condition != Condition::Gone) {

@@ -22,7 +22,7 @@ use crate::node::Node;
 /// How often the peer of a silent replica is asked.
 const AGAIN: Duration = Duration::from_secs(2);
 /// How long its answer is waited for.
-const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What was found out about silent replicas.
 #[derive(Default)]

@@ -406,7 +406,6 @@ fn peer_status(node: &Node) -> Result<PeerStatus, WireError> {
         relayed_in: node.relays.came_in(),
         relayed_out: node.relays.went_out(),
         known: super::peers::known(node),
-        ..PeerStatus::default()
     })
 }
 

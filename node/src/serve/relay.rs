@@ -25,6 +25,9 @@ use crate::serve::subscribe::batch::{Encoded, encode};
 
 mod late;
 mod ring;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+mod tests;
 
 /// Bytes of events kept for the subscribers of one topic: some seconds of a busy one.
 const RING_BYTES: usize = 4 << 20;

@@ -49,10 +49,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..25)
 }
 
+/// The next sequence, and what waits: sequence and event.
+type Topic = (u64, VecDeque<(u64, Event)>);
+
 #[derive(Default)]
 struct Model {
-    /// The next sequence, and what waits: sequence and event.
-    topics: BTreeMap<&'static str, (u64, VecDeque<(u64, Event)>)>,
+    topics: BTreeMap<&'static str, Topic>,
 }
 
 impl Model {

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use canal_proto::request::{self, Content, Done, Events, Opened, Route, Say, Subscribe, VERSION};
 use canal_proto::Code;
+use canal_proto::request::{self, Content, Done, Events, Opened, Route, Say, Subscribe, VERSION};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -182,12 +182,12 @@ impl Feed {
         let talks = |place: &Place| place.peer.is_some_and(|peer| client.pool().is_connected(peer));
         let mut replicas = route.map(|route| routes::places(&route)).unwrap_or_default();
         replicas.sort_by_key(|place| !talks(place));
-        let entries: Vec<Place> =
-            if client.options().between_peers.is_some() { Vec::new() } else { client.entries() };
+        let entries: Vec<Place> = if client.options().between_peers.is_some() { Vec::new() } else { client.entries() };
         let (near, far): (Vec<Place>, Vec<Place>) = entries.into_iter().partition(talks);
         let entry = |place| Server { place, relay: true };
         let replica = |place| Server { place, relay: false };
-        let all = near.into_iter().map(entry).chain(replicas.into_iter().map(replica)).chain(far.into_iter().map(entry));
+        let all =
+            near.into_iter().map(entry).chain(replicas.into_iter().map(replica)).chain(far.into_iter().map(entry));
         let mut servers: Vec<Server> = Vec::new();
         for server in all {
             if !servers.iter().any(|other| other.place.same(&server.place)) {

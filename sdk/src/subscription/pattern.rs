@@ -35,12 +35,7 @@ pub(super) struct Topics {
 type Standing = oneshot::Receiver<Result<(), Error>>;
 
 impl Topics {
-    pub(super) fn new(
-        terms: Arc<Terms>,
-        pattern: Pattern,
-        from: From,
-        batches: mpsc::UnboundedSender<Batch>,
-    ) -> Self {
+    pub(super) fn new(terms: Arc<Terms>, pattern: Pattern, from: From, batches: mpsc::UnboundedSender<Batch>) -> Self {
         Self {
             terms,
             pattern,

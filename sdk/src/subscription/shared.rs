@@ -152,7 +152,9 @@ impl Shared {
 
     pub(super) fn take_lost(&self) -> Vec<Lost> {
         let lost = std::mem::take(&mut *self.lost.lock());
-        lost.into_iter().map(|range| Lost { topic: Arc::clone(&self.topic), first: range.start, end: range.end }).collect()
+        lost.into_iter()
+            .map(|range| Lost { topic: Arc::clone(&self.topic), first: range.start, end: range.end })
+            .collect()
     }
 
     /// The reader has taken an event.

@@ -1,10 +1,12 @@
 //! What the demo says: lines while it runs, a table or a JSON document at the end.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write as _, stdout};
 use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::repair::Loss;
 use super::stats::{Latency, Snapshot};
 
 /// Between two lines where they can't be written over each other.
@@ -39,6 +41,11 @@ pub struct Report {
     pub publish_to_effect: Latency,
     /// The kill.
     pub outage: Option<Outage>,
+    /// The peer that was taken away for good; none where there were too few to lose one.
+    pub loss: Option<Loss>,
+    /// For each group, the seconds from that loss until it had its replicas again: as many as it wants, all of them
+    /// voting, none at the lost peer. None for a group that never had.
+    pub restored_after_s: Option<BTreeMap<String, Option<f64>>>,
     /// From the last reading until all functions had caught up.
     pub caught_up_ms: Option<u64>,
     /// Replicas that each topic was read back from, at the least.
@@ -138,6 +145,16 @@ impl Report {
             rows.push(("first ack after it", outage.first_ack_ms.map_or("none".into(), |ms| time(ms * 1000))));
             rows.push(("restarted", outage.restarted_at_s.map_or("no".into(), |s| format!("at {s:.1} s"))));
         }
+        if let Some(loss) = &self.loss {
+            let lost = format!("peer {}, for good, at {:.1} s", loss.peer, loss.lost_at_s);
+            rows.push(("taken away", lost));
+            rows.push(("fresh", format!("peer {}, at {:.1} s", loss.fresh, loss.joined_at_s)));
+        }
+        if let Some(restored) = &self.restored_after_s {
+            let after = |after: &Option<f64>| after.map_or("never".into(), |after| format!("{after:.1} s"));
+            let groups: Vec<String> = restored.iter().map(|(name, took)| format!("{name} {}", after(took))).collect();
+            rows.push(("replicas back after", groups.join("  ")));
+        }
         let caught_up =
             self.caught_up_ms.map_or("no".into(), |ms| format!("{} after the last reading", time(ms * 1000)));
         rows.push(("functions caught up", caught_up));
@@ -198,6 +215,8 @@ mod tests {
                 restarted_at_s: Some(18.0),
                 first_ack_ms: Some(1200),
             }),
+            loss: None,
+            restored_after_s: Some([("learning".into(), Some(6.25)), ("sensing".into(), None)].into()),
             caught_up_ms: Some(40),
             replicas_read: 3,
             directory: None,
@@ -205,11 +224,13 @@ mod tests {
         let table = report.table();
         assert!(table.contains("publish               p50 900 µs  p99 1.5 ms  max 2.00 s"), "{table}");
         assert!(table.contains("first ack after it    1.20 s") && table.contains("\nok: "), "{table}");
+        assert!(table.contains("replicas back after   learning 6.2 s  sensing never\n"), "{table}");
         report.ok = false;
         report.problems.push("something".into());
         assert!(report.table().ends_with("NOT ok:\n  something\n"));
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["outage"]["first_ack_ms"], 1200);
         assert_eq!(json["publish"]["p99_us"], 1500);
+        assert_eq!(json["restored_after_s"]["learning"], 6.25);
     }
 }

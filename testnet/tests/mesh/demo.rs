@@ -14,6 +14,15 @@ async fn the_demo_keeps_every_promise() {
     assert!(report["effects"].as_u64().unwrap() >= 320 + 73 + 73, "{report}");
     assert!(report["leader_changes"].as_u64().unwrap() >= 1, "{report}");
     assert!(report["outage"]["first_ack_ms"].is_u64(), "{report}");
+    assert_ne!(report["loss"]["peer"], report["outage"]["peer"], "{report}");
+    assert_restored(&report);
+}
+
+/// Each group had its replicas back at some time after the loss.
+fn assert_restored(report: &serde_json::Value) {
+    let restored = report["restored_after_s"].as_object().unwrap();
+    assert_eq!(restored.keys().collect::<Vec<_>>(), ["catalog", "learning", "sensing"]);
+    assert!(restored.values().all(|after| after.as_f64().is_some_and(|after| after > 0.0)), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -27,4 +36,7 @@ async fn the_demo_streams_a_file() {
     let report: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
     assert_eq!((&report["ok"], &report["events_acknowledged"]), (&true.into(), &120.into()), "{report}");
     assert_eq!(report["source"], "60 rows of x; target y");
+    // of the first three peers two are left: the groups stand on the fresh one as well
+    assert_restored(&report);
+    assert_eq!((&report["loss"]["fresh"], &report["replicas_read"]), (&3.into(), &3.into()), "{report}");
 }

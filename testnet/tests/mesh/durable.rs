@@ -82,8 +82,7 @@ async fn outsider(mesh: &Mesh, group: GroupId) -> usize {
 }
 
 async fn named(client: &Client, pattern: &str, name: &str) -> Subscription {
-    let options =
-        SubscribeOptions { from: From::Earliest, durable: Some(name.into()), ..SubscribeOptions::default() };
+    let options = SubscribeOptions { from: From::Earliest, durable: Some(name.into()), ..SubscribeOptions::default() };
     client.subscribe_with(pattern, options).await.unwrap()
 }
 

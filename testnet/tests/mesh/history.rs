@@ -8,7 +8,13 @@ use canal_testnet::{Testnet, until};
 use crate::common::{SOON, assert_numbered, patient, prepared, read_back, received, send};
 
 /// Waits until a peer's replica is as wanted.
-async fn stands(net: &Testnet, n: usize, group: GroupId, what: &str, wanted: impl Fn(&GroupStatus) -> bool) -> GroupStatus {
+async fn stands(
+    net: &Testnet,
+    n: usize,
+    group: GroupId,
+    what: &str,
+    wanted: impl Fn(&GroupStatus) -> bool,
+) -> GroupStatus {
     until(&format!("peer {n}: {what}"), SOON, async || {
         let status = net.peer(n).unwrap().status().await.map_err(|error| error.to_string())?;
         let found = status.groups.into_iter().find(|status| status.id == group.0).ok_or("no replica")?;
@@ -70,6 +76,17 @@ async fn events_that_left_the_log_are_readable_at_every_replica() {
     // a peer that was never there gets a replica with all of the history
     mesh.restart(3).await.unwrap();
     client.change(Change::SetGroup(SetGroup { group: group.0, replicas: 4, placement: None })).await.unwrap();
+    // it dies while it is filled, with some of the files here, and goes on with the others
+    for some in [0, 10] {
+        until("some files have come", SOON, async || {
+            let status = mesh.peer(3).unwrap().status().await.map_err(|error| error.to_string())?;
+            if status.segments > some { Ok(()) } else { Err(format!("{} files", status.segments)) }
+        })
+        .await
+        .unwrap();
+        mesh.peer(3).unwrap().kill().unwrap();
+        mesh.restart(3).await.unwrap();
+    }
     stands(&mesh, 3, group, "it votes", |status| status.voters.contains(&status.replica)).await;
     publish(&publisher, 70_000..71_000).await;
     assert_all(&mesh, &client, 71_000, 4).await;

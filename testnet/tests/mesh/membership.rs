@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use canal_proto::catalog::{Change, SetGroup};
 use canal_proto::request::GroupStatus;
 use canal_sdk::{Client, From, GroupId, PeerId, Publisher, TopicOptions};
 use canal_testnet::{Testnet, until};
@@ -110,8 +109,10 @@ async fn recorded(net: &Testnet, group: GroupId, wanted: &[&str]) -> Vec<canal_p
     .unwrap()
 }
 
-async fn set_replicas(client: &Client, group: GroupId, replicas: u32) {
-    client.change(Change::SetGroup(SetGroup { group: group.0, replicas, placement: None })).await.unwrap();
+async fn set_replicas(net: &Testnet, topic: &str, replicas: u32) {
+    let address = net.peer(0).unwrap().address().unwrap();
+    let ran = canal(&address, &["topic", "set", topic, "--replicas", &replicas.to_string()], b"").await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
 }
 
 async fn create(client: &Client, topic: &str, group: &str, replicas: u32) -> GroupId {
@@ -236,10 +237,10 @@ async fn the_number_of_replicas_can_be_changed() {
     let group = mesh.create_topic(&client, "sized", "g", 1).await.unwrap();
     let flow = Flow::begin(patient(&client, "sized").await);
     flow.goes_on(20).await;
-    set_replicas(&client, group, 3).await;
+    set_replicas(&mesh, "sized", 3).await;
     let three = held_by_so_many(&mesh, group, 3).await;
     flow.goes_on(20).await;
-    set_replicas(&client, group, 1).await;
+    set_replicas(&mesh, "sized", 1).await;
     let one = held_by_so_many(&mesh, group, 1).await;
     // the leader stays, so nothing stood still
     assert_eq!(one.leader, three.leader);

@@ -43,6 +43,9 @@ impl<L: LogReader> Group<L> {
                     let last = self.raw.raft.raft_log.last_index();
                     self.raw.raft.pending_request_snapshot = last;
                 }
+                if message.msg_type == MessageType::MsgHeartbeatResponse && message.term == self.raw.raft.term {
+                    self.notice_filled(from, message.commit);
+                }
                 // an answer of a replica that was removed, say: raft-rs says so, nothing is lost
                 let _ = self.raw.step(message);
             }

@@ -49,7 +49,9 @@ impl Install {
     /// When it is damaged.
     pub fn from_record(record: Bytes) -> Result<Self, KvError> {
         Self::decode(record).map_err(|e| {
-            KvError(format!("the record of a snapshot that is being installed is damaged: {e}; restore the data directory"))
+            KvError(format!(
+                "the record of a snapshot that is being installed is damaged: {e}; restore the data directory"
+            ))
         })
     }
 
@@ -76,8 +78,7 @@ impl Install {
             Some(row) => txn::decode(&key, row)?,
             None => first_configuration(seed),
         };
-        let hard_state =
-            HardState { term: self.own_term, vote: self.vote, commit: self.index, ..HardState::default() };
+        let hard_state = HardState { term: self.own_term, vote: self.vote, commit: self.index, ..HardState::default() };
         Ok((Compacted { index: self.index, term: self.term, configuration }, hard_state))
     }
 }

@@ -8,8 +8,8 @@ use canal_proto::PeerId;
 use canal_proto::limits::MAX_REPLICAS;
 use canal_proto::peer::Replica;
 use prost::Message as _;
-use raft::{INVALID_ID, StateRole};
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, HardState};
+use raft::{INVALID_ID, StateRole};
 
 use super::{ChangeSet, Group, MAX_MET, Output, Refused, Ticket};
 use crate::convert;

@@ -24,9 +24,9 @@ use crate::core::txn::Txn;
 
 /// Ticks after which a snapshot is sent again to a follower that has not said to have it: 10 s at 50 ms.
 pub const RESEND: u64 = 200;
-/// Ticks that a prepared snapshot is kept without a follower that needs it: it holds the log behind it, and a follower
-/// that comes back soon is spared the making of another.
-const KEEP_PREPARED: u64 = 1200;
+/// Ticks that a prepared snapshot is kept without a follower that needs it: a follower that comes back soon is spared the
+/// making of another, but it holds the log behind it.
+const KEEP_PREPARED: u64 = 200;
 
 /// What a leader remembers of followers and of the snapshot that it makes or has made for them.
 #[derive(Debug, Default)]
@@ -111,6 +111,18 @@ impl<L: LogReader> Group<L> {
         self.filling = Filling { making, ..Filling::default() };
     }
 
+    /// Notices by a follower's commit index that it has the snapshot whose installation it has not told of: it crashed
+    /// right behind it, or the answer was lost.
+    pub(super) fn notice_filled(&mut self, id: u64, committed: u64) {
+        let raft = &self.raw.raft;
+        let filled = |progress: &raft::Progress| {
+            progress.state == ProgressState::Snapshot && progress.pending_snapshot <= committed
+        };
+        if raft.state == StateRole::Leader && raft.prs().get(id).is_some_and(filled) {
+            self.raw.report_snapshot(id, SnapshotStatus::Finish);
+        }
+    }
+
     pub(super) fn snapshot_lost(&mut self, id: u64) {
         self.filling.sent.remove(&id);
         // raft-rs probes again with the next answer to a heartbeat, and sends the snapshot that is there by then
@@ -148,6 +160,8 @@ impl<L: LogReader> Group<L> {
         let mut snapshot = Snapshot { data, ..Snapshot::default() };
         snapshot.set_metadata(metadata);
         self.raw.mut_store().set_prepared(Some(snapshot));
+        // what was asked for while it was made is asked for again, if this one does not do
+        self.raw.store().clear_wanted();
         self.filling.made = Some((point.clone(), 0));
     }
 
@@ -182,7 +196,8 @@ impl<L: LogReader> Group<L> {
         if index < self.raw.store().first() || index > self.raw.store().last() {
             return Ok(None);
         }
-        let term = self.raw.store().term(index).map_err(|e| KvError(format!("group {}: entry {index}: {e}", self.id)))?;
+        let term =
+            self.raw.store().term(index).map_err(|e| KvError(format!("group {}: entry {index}: {e}", self.id)))?;
         self.raw.mut_store().compact(index, term);
         Ok(Some(Compacted { index, term, configuration: Configuration::clone(&self.configuration) }))
     }

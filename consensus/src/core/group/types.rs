@@ -63,7 +63,7 @@ pub enum Input {
     /// Publish these.
     Append(Ticket, AppendItem),
     /// Propose this.
-    Propose(Ticket, Kind),
+    Propose(Ticket, Box<Kind>),
     /// Confirm that a read now sees everything that was acknowledged before.
     Read(Ticket),
     /// Add a replica, which learns but does not vote; its id is chosen here.

@@ -19,7 +19,7 @@ impl World {
         if !self.has_spec {
             let topics = vec![TopicSpec { id: TOPIC, name: "t".into(), ..TopicSpec::default() }];
             let spec = GroupSpec { version: 1, topics, ..GroupSpec::default() };
-            self.ask(peer, Asker::Spec, |ticket| Input::Propose(ticket, Kind::Spec(spec)));
+            self.ask(peer, Asker::Spec, |ticket| Input::Propose(ticket, Box::new(Kind::Spec(spec))));
         }
         for replica in &leader.configuration.replicas {
             let node = &self.nodes[peer_of(replica)];

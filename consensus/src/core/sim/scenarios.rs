@@ -10,7 +10,7 @@ use super::disk::Write;
 use super::node::{Node, Step};
 use super::rng::Rng;
 use super::{Sabotage, Setup};
-use crate::core::group::{Group, Input, Output, Refused, Status, Ticket};
+use crate::core::group::{Group, Input, Output, Refused, SnapshotPoint, Status, Ticket};
 use crate::core::kv::WriteBatch;
 use crate::core::machine::Reply;
 
@@ -27,6 +27,8 @@ struct Bench {
     network: Vec<(usize, Message)>,
     answers: Vec<Answer>,
     others: Vec<(usize, Output)>,
+    /// Snapshots that were asked for, as they were then.
+    frozen: Vec<(usize, SnapshotPoint, Bytes)>,
 }
 
 fn replica(id: u64) -> Replica {
@@ -55,11 +57,17 @@ fn spec() -> Kind {
 impl Bench {
     /// Replicas 1 to `first`, of which the first has been told to lead, and a topic.
     fn new(first: u64) -> Self {
-        let mut bench = Self { nodes: Vec::new(), network: Vec::new(), answers: Vec::new(), others: Vec::new() };
+        let mut bench = Self {
+            nodes: Vec::new(),
+            network: Vec::new(),
+            answers: Vec::new(),
+            others: Vec::new(),
+            frozen: Vec::new(),
+        };
         (1..=first).for_each(|id| bench.add(first, id));
         bench.turn(0, vec![Input::Campaign]);
         bench.settle();
-        bench.turn(0, vec![Input::Propose(1, spec())]);
+        bench.turn(0, vec![Input::Propose(1, Box::new(spec()))]);
         bench.settle();
         assert_eq!(bench.answer(1), Ok(Reply::Done));
         bench
@@ -112,6 +120,7 @@ impl Bench {
                 Output::Send(messages) => self.network.extend(messages.into_iter().map(|m| (at, m))),
                 Output::Reply(ticket, reply) => self.answers.push((at, ticket, reply)),
                 Output::Effect(_) => {}
+                Output::WantsSnapshot(point) => self.frozen.push((at, point, self.nodes[at].freeze(SETUP))),
                 other => self.others.push((at, other)),
             }
         }
@@ -185,7 +194,7 @@ fn a_publish_that_meets_the_news_of_a_new_leader_is_not_acknowledged_with_its_en
     let mut inputs: Vec<_> = late.into_iter().map(|(from, message)| arrives(from, message)).collect();
     inputs.push(Input::Append(4, append(2)));
     inputs.push(Input::AddLearner(5, replica(9)));
-    inputs.push(Input::Propose(6, spec()));
+    inputs.push(Input::Propose(6, Box::new(spec())));
     bench.turn(0, inputs);
     let status = bench.status(0);
     assert!(status.term > 1 && status.leader != 1, "{status:?}");

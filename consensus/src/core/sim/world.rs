@@ -84,7 +84,7 @@ impl Faults {
             fail: [0, 200][rng.below(2) as usize],
             crash_in_install: [0, 150][rng.below(2) as usize],
             empty: [0, 400][rng.below(2) as usize],
-            lose_state: [0, 600][rng.below(2) as usize],
+            lose_state: [0, 900][rng.below(2) as usize],
             desire: [0, 10][rng.below(2) as usize],
         }
     }
@@ -277,7 +277,7 @@ impl World {
     /// One tick of everything.
     pub(super) fn step(&mut self) -> Check {
         self.now += 1;
-        if self.now % LOOK == 0 {
+        if self.now.is_multiple_of(LOOK) {
             self.logs_match()?;
         }
         self.go_wrong()?;
@@ -486,7 +486,7 @@ impl World {
                 None => Err(format!("entry {index} was applied, but is not in the log")),
             })?;
         }
-        if status.applied > node.applied && status.applied % 8 == 0 && !status.hollow {
+        if status.applied > node.applied && status.applied.is_multiple_of(8) && !status.hollow {
             self.oracle.state(status.applied, &common(&node.state))?;
         }
         node.applied = node.applied.max(status.applied);
@@ -573,8 +573,7 @@ impl World {
             },
             (Asker::Append { client, .. }, Err(_)) => {
                 let leader = self.status(peer).map_or(0, |status| status.leader);
-                let next =
-                    if leader == 0 || self.rng.chance(300) { None } else { self.peer_with(leader) };
+                let next = if leader == 0 || self.rng.chance(300) { None } else { self.peer_with(leader) };
                 let next = next.unwrap_or_else(|| self.random_peer());
                 self.clients[client].refused(ticket, next);
             }
@@ -595,15 +594,16 @@ impl World {
     /// keeps those to a minority.
     fn is_durable(&self, peer: usize, index: u64, term: u64, before: &Configuration) -> Check {
         let synced = |voter: &&u64| {
-            self.lost.contains(*voter) || self.peer_with(**voter).is_some_and(|peer| {
-                let node = &self.nodes[peer];
-                let hollow = node.group.as_ref().is_some_and(|group| group.status().hollow);
-                let in_rows = |upto| index <= upto && (hollow || node.state.flushed_to(GROUP) >= upto);
-                node.log.read_synced(|log| match log.get(index) {
-                    Some(entry) => entry.term == term,
-                    None => in_rows(log.before()) && self.oracle.term(index) == Some(term),
+            self.lost.contains(*voter)
+                || self.peer_with(**voter).is_some_and(|peer| {
+                    let node = &self.nodes[peer];
+                    let hollow = node.group.as_ref().is_some_and(|group| group.status().hollow);
+                    let in_rows = |upto| index <= upto && (hollow || node.state.flushed_to(GROUP) >= upto);
+                    node.log.read_synced(|log| match log.get(index) {
+                        Some(entry) => entry.term == term,
+                        None => in_rows(log.before()) && self.oracle.term(index) == Some(term),
+                    })
                 })
-            })
         };
         let majority = |voters: &[u64]| voters.iter().filter(synced).count() * 2 > voters.len();
         let holds = |configuration: &Configuration| {

@@ -48,8 +48,7 @@ impl Durable {
             getrandom::fill(&mut bytes).map_err(internal)?;
             holder = Bytes::copy_from_slice(&bytes);
         }
-        let mut durable =
-            Self { topic: ask.topic.clone(), topic_id, name: ask.durable.clone(), holder, session: 0 };
+        let mut durable = Self { topic: ask.topic.clone(), topic_id, name: ask.durable.clone(), holder, session: 0 };
         let row = durable.change(node, SubscriptionOp::Open(begin), ask.again).await?;
         durable.session = row.session;
         Ok((durable, row))
@@ -184,13 +183,8 @@ mod tests {
 
     #[test]
     fn only_another_holder_takes_it_over_and_only_what_was_there_is_removed() {
-        let durable = Durable {
-            topic: "t".into(),
-            topic_id: 1,
-            name: "n".into(),
-            holder: Bytes::from_static(b"us"),
-            session: 7,
-        };
+        let durable =
+            Durable { topic: "t".into(), topic_id: 1, name: "n".into(), holder: Bytes::from_static(b"us"), session: 7 };
         let mut seen = false;
         let mut judge = |row: Option<&Subscription>| durable.judge(row, &mut seen).map(|error| error.code());
         assert_eq!(judge(None), None, "a replica that lags has yet to see it");

@@ -90,6 +90,9 @@ impl Said {
                     return Some(WireError::new(Code::Malformed, "a word that this version does not know"));
                 }
                 Err(error) => return Some(WireError::new(Code::Malformed, error.to_string())),
+                Ok(None) if bytes.len() >= READ => {
+                    return Some(WireError::new(Code::Malformed, "a word is only a few bytes"));
+                }
                 Ok(None) => {
                     bytes.reserve(READ);
                     match read.read_buf(&mut bytes).await {

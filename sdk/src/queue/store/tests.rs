@@ -115,7 +115,7 @@ fn state(ledger: &Ledger) -> State {
 }
 
 fn payload(topic: &str, sequence: u64) -> Vec<u8> {
-    let size = if sequence % 7 == 0 { 9_000 } else { 20 };
+    let size = if sequence.is_multiple_of(7) { 9_000 } else { 20 };
     format!("{topic}{sequence}|").bytes().cycle().take(size).collect()
 }
 
