@@ -35,10 +35,12 @@ pub(crate) enum Work {
 }
 
 /// Segments of a seal that was applied, that are not known to be here.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Lacking {
-    /// Index up to which the seal seals.
-    pub(crate) through: u64,
+    /// Names it in its group.
+    pub(crate) number: u64,
+    /// Index up to which the seal seals; none when files of earlier seals were lost.
+    pub(crate) through: Option<u64>,
     pub(crate) segments: Vec<Segment>,
     /// They can't be made here: another replica has to give them.
     pub(crate) fetch: bool,
@@ -89,6 +91,8 @@ pub(crate) struct History {
     pub(crate) fetching: Option<u64>,
     /// Rows may be there that nobody needs any more.
     pub(crate) leftovers: bool,
+    /// Numbers given to what is waited for.
+    pub(crate) numbers: u64,
     /// When work that failed may begin again.
     pub(crate) not_before: BTreeMap<u8, Instant>,
 }
@@ -98,6 +102,9 @@ impl History {
     /// that is being read to make files.
     pub(crate) fn cut(&self) -> Option<u64> {
         let index = self.here.min(self.flushed);
+        if self.lacking.iter().any(|lacking| lacking.through.is_none()) {
+            return None;
+        }
         let still = matches!(self.work, None | Some(Work::Forget)) && self.installing.is_none();
         (still && index > 0).then_some(index)
     }
@@ -107,14 +114,15 @@ impl History {
         self.sealed = self.sealed.max(through);
         self.leftovers = true;
         // one without segments counts once those before it are here
-        self.lacking.push_back(Lacking { through, segments, fetch: false, superseded: false });
+        let number = self.number();
+        self.lacking.push_back(Lacking { number, through: Some(through), segments, ..Lacking::default() });
         self.advance();
     }
 
-    /// All segments of the oldest seal that is waited for are here, but for these. `superseded`: or a later seal's have
+    /// All segments that were waited for under this number are here, but for these. `superseded`: or a later seal's have
     /// taken the place of some, which were not made.
-    pub(crate) fn made(&mut self, through: u64, lacking: Vec<Segment>, superseded: bool) {
-        if let Some(first) = self.lacking.front_mut().filter(|first| first.through == through) {
+    pub(crate) fn made(&mut self, number: u64, lacking: Vec<Segment>, superseded: bool) {
+        if let Some(first) = self.lacking.iter_mut().find(|waiting| waiting.number == number) {
             first.fetch = !lacking.is_empty();
             first.segments = lacking;
             first.superseded |= superseded;
@@ -122,24 +130,22 @@ impl History {
         self.advance();
     }
 
+    fn number(&mut self) -> u64 {
+        self.numbers += 1;
+        self.numbers
+    }
+
     /// A file that was here is not any more. The log is not cut before it is back.
     pub(crate) fn lost(&mut self, segment: Segment) {
-        match self.lacking.front_mut() {
-            Some(first) if self.here == 0 => first.segments.push(segment),
-            _ => self.lacking.push_front(Lacking {
-                through: self.here,
-                segments: vec![segment],
-                fetch: false,
-                superseded: false,
-            }),
-        }
-        self.here = 0;
+        // what is under way for others may end before this is looked at, so it stands for itself
+        let number = self.number();
+        self.lacking.push_front(Lacking { number, segments: vec![segment], ..Lacking::default() });
     }
 
     fn advance(&mut self) {
         while let Some(first) = self.lacking.pop_front_if(|first| first.segments.is_empty()) {
-            if !first.superseded {
-                self.here = self.here.max(first.through);
+            if let Some(through) = first.through.filter(|_| !first.superseded) {
+                self.here = self.here.max(through);
             }
         }
     }
@@ -198,11 +204,11 @@ mod tests {
         history.sealed(30, vec![segment(2), segment(3)]);
         history.flushed = 25;
         assert_eq!(history.cut(), None);
-        history.made(30, Vec::new(), false);
-        assert_eq!(history.here, 0, "only the oldest can be made");
-        history.made(10, Vec::new(), false);
+        history.made(9, Vec::new(), false);
+        assert_eq!(history.here, 0, "nobody waits for that");
+        history.made(1, Vec::new(), false);
         assert_eq!((history.here, history.cut()), (20, Some(20)));
-        history.made(30, Vec::new(), false);
+        history.made(3, Vec::new(), false);
         assert_eq!((history.here, history.cut()), (30, Some(25)));
         history.flushed = 90;
         for reads in [Work::Dump, Work::Make, Work::Seal, Work::Install] {
@@ -222,11 +228,14 @@ mod tests {
         history.lost(segment(1));
         history.lost(segment(0));
         assert_eq!(history.cut(), None);
-        let first = history.next_lacking(false).unwrap();
-        assert_eq!((first.through, first.segments.len()), (10, 2));
-        history.made(10, Vec::new(), false);
-        assert_eq!(history.cut(), Some(10));
-        history.made(20, Vec::new(), false);
+        assert_eq!(history.next_lacking(false).unwrap().segments, [segment(0)]);
+        // what was made meanwhile does not stand in for what was lost
+        history.made(2, Vec::new(), false);
+        history.made(3, Vec::new(), false);
+        assert_eq!(history.cut(), None);
+        history.made(4, vec![segment(0)], false);
+        assert_eq!(history.cut(), None);
+        history.made(4, Vec::new(), false);
         assert_eq!(history.cut(), Some(20));
     }
 
@@ -234,16 +243,16 @@ mod tests {
     fn what_a_later_segment_takes_over_is_here_when_that_one_is() {
         let mut history = History { flushed: 100, ..History::default() };
         history.sealed(10, vec![segment(1)]);
-        history.made(10, Vec::new(), false);
+        history.made(1, Vec::new(), false);
         history.sealed(20, vec![segment(2), segment(3)]);
         history.sealed(30, vec![segment(4)]);
         history.sealed(40, Vec::new());
         // the third is to be fetched, and the fourth has taken the place of the second before it was made
-        history.made(20, vec![segment(3)], true);
+        history.made(2, vec![segment(3)], true);
         assert_eq!(history.next_lacking(true).map(|lacking| lacking.segments.len()), Some(1));
-        history.made(20, Vec::new(), false);
+        history.made(2, Vec::new(), false);
         assert_eq!(history.cut(), Some(10));
-        history.made(30, Vec::new(), false);
+        history.made(3, Vec::new(), false);
         assert_eq!(history.cut(), Some(40));
     }
 
@@ -258,7 +267,7 @@ mod tests {
         let held: Vec<u8> = history.holds().map(|hash| hash.0[0]).collect();
         assert_eq!(held, [3, 4, 2, 1]);
         history.prepared = None;
-        history.made(10, Vec::new(), false);
+        history.made(1, Vec::new(), false);
         history.proposed = None;
         assert_eq!(history.holds().count(), 0);
     }

@@ -46,7 +46,7 @@ pub(crate) enum Job {
     /// Make the segments with which everything up to this index would be sealed.
     Seal { group: GroupId, through: u64 },
     /// Make these segments, which a seal names.
-    Make { group: GroupId, through: u64, segments: Vec<Segment> },
+    Make { group: GroupId, number: u64, segments: Vec<Segment> },
     /// Write a snapshot of these rows.
     Dump { group: GroupId, point: SnapshotPoint, frozen: Box<dyn Kv + Send> },
     /// Replace a group's rows by those of a snapshot.
@@ -140,9 +140,7 @@ impl Bench {
     fn work(&self, job: Job) -> Report {
         match job {
             Job::Seal { group, through } => Report::Sealed { group, result: self.seal(group, through) },
-            Job::Make { group, through, segments } => {
-                Report::Made { group, through, result: self.make(group, segments) }
-            }
+            Job::Make { group, number, segments } => Report::Made { group, number, result: self.make(group, segments) },
             Job::Dump { group, point, frozen } => {
                 let written = dump::write(group, frozen.as_ref(), &self.inner.log, self.files());
                 Report::Dumped { group, point, result: written.map_err(|e| e.to_string()) }

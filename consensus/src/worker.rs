@@ -74,7 +74,7 @@ pub(crate) enum Report {
     /// The files of a seal that may be proposed now; `None`: there is nothing to seal.
     Sealed { group: GroupId, result: Result<Option<Seal>, String> },
     /// The files of a seal that was applied.
-    Made { group: GroupId, through: u64, result: Result<Made, KvError> },
+    Made { group: GroupId, number: u64, result: Result<Made, KvError> },
     /// A snapshot was written.
     Dumped { group: GroupId, point: SnapshotPoint, result: Result<Manifest, String> },
     /// A snapshot's rows are in the state.

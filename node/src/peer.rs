@@ -147,11 +147,7 @@ impl Starting {
             log: canal_consensus::log_store::Options { purge_above: (budget * 2).max(64 << 20), ..Default::default() },
             tick: Duration::from_millis(config.tick_ms),
             ticks: TICKS,
-            history: canal_consensus::History {
-                log_bytes: budget,
-                seal_bytes: config.seal_kb << 10,
-                ..defaults
-            },
+            history: canal_consensus::History { log_bytes: budget, seal_bytes: config.seal_kb << 10, ..defaults },
         };
         let (service, groups) = Service::open(options, links.clone(), transfer.clone())?;
         let transport: Arc<dyn Transport> = Arc::new(net.clone());

@@ -9,8 +9,8 @@ use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::emulated::{Network, Quality};
-use crate::{control, demo, fill};
 use crate::{Options, Scenario, Testnet};
+use crate::{control, demo, fill};
 
 /// Exit code of a run that was interrupted: what a shell gives a program that SIGINT ended.
 const INTERRUPTED: u8 = 130;

@@ -41,7 +41,8 @@ impl std::fmt::Debug for Network {
 /// The address of a peer; number 0 is the first, and [`HERE`] is this process.
 fn address(number: usize) -> io::Result<Ipv4Addr> {
     let number = u8::try_from(number).ok().filter(|number| usize::from(*number) < MAX_PEERS);
-    let number = number.ok_or_else(|| io::Error::other(format!("an emulated network has at most {MAX_PEERS} peers")))?;
+    let number =
+        number.ok_or_else(|| io::Error::other(format!("an emulated network has at most {MAX_PEERS} peers")))?;
     Ok(Ipv4Addr::new(10, 77, 1, number + 1))
 }
 

@@ -238,7 +238,8 @@ mod tests {
     fn the_last_link_that_fits_counts_in_both_directions() {
         let text = "[[peer]]\ntier = \"iot\"\nsite = \"a\"\n[[peer]]\ntier = \"edge\"\n[[peer]]\ntier = \"cloud\"\n\
                     [[link]]\nbetween = [\"*\", \"*\"]\ndelay_ms = 1\n[[link]]\nbetween = [\"cloud\", \"a\"]\ndelay_ms = 40.0";
-        let delays: Vec<_> = text.parse::<Scenario>().unwrap().linked().into_iter().map(|(a, b, q)| (a, b, q.delay_ms)).collect();
+        let delays: Vec<_> =
+            text.parse::<Scenario>().unwrap().linked().into_iter().map(|(a, b, q)| (a, b, q.delay_ms)).collect();
         assert_eq!(delays, [(0, 1, 1.0), (0, 2, 40.0), (1, 0, 1.0), (1, 2, 1.0), (2, 0, 40.0), (2, 1, 1.0)]);
         assert!(refused("[[peer]]\n[[link]]\nbetween = [\"*\", \"*\"]\nloss = 2.0").contains("use a share"));
     }

@@ -21,10 +21,10 @@ mod history;
 mod leaders;
 #[path = "mesh/lifecycle.rs"]
 mod lifecycle;
-#[path = "mesh/peers.rs"]
-mod peers;
 #[path = "mesh/membership.rs"]
 mod membership;
+#[path = "mesh/peers.rs"]
+mod peers;
 #[path = "mesh/queue.rs"]
 mod queue;
 #[path = "mesh/refusals.rs"]

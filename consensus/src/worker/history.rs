@@ -278,9 +278,9 @@ fn urgent(id: GroupId, member: &mut Member, now: Instant) -> Option<Job> {
         return Some(Job::Install { group: id, manifest });
     }
     let lacking = history.next_lacking(false).filter(|_| history.rested(Work::Make, now))?;
-    let (through, segments) = (lacking.through, lacking.segments.clone());
+    let (number, segments) = (lacking.number, lacking.segments.clone());
     history.work = Some(Work::Make);
-    Some(Job::Make { group: id, through, segments })
+    Some(Job::Make { group: id, number, segments })
 }
 
 /// Work that can wait.

@@ -9,7 +9,7 @@ use canal_proto::{ContentHash, GroupId, TopicId};
 use prost::Message as _;
 
 use super::{Member, Worker, now_ms};
-use crate::compaction::{History, Lacking};
+use crate::compaction::History;
 use crate::core::group::{Group, Input, Install, Origin};
 use crate::core::keys::{Keys, Table, end_of};
 use crate::core::kv::{KvError, WriteBatch};
@@ -120,7 +120,7 @@ impl Worker {
         if segments.is_empty() {
             history.here = sealed;
         } else {
-            history.lacking.push_back(Lacking { through: sealed, segments, fetch: false, superseded: false });
+            history.sealed(sealed, segments);
         }
         Ok(history)
     }

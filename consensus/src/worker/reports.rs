@@ -28,9 +28,9 @@ impl Worker {
                 self.ended(group);
                 self.sealed(group, result);
             }
-            Report::Made { group, through, result } => {
+            Report::Made { group, number, result } => {
                 self.ended(group);
-                self.made(group, through, result?)?;
+                self.made(group, number, result?)?;
             }
             Report::Dumped { group, point, result } => {
                 self.ended(group);
@@ -107,7 +107,7 @@ impl Worker {
         }
     }
 
-    fn made(&mut self, id: GroupId, through: u64, made: Made) -> Result<(), Error> {
+    fn made(&mut self, id: GroupId, number: u64, made: Made) -> Result<(), Error> {
         let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
         let history = &mut member.history;
         match made {
@@ -116,7 +116,7 @@ impl Worker {
                 if !ops.is_empty() {
                     self.inner.kv.write(&WriteBatch { ops })?;
                 }
-                history.made(through, lacking, superseded);
+                history.made(number, lacking, superseded);
                 history.leftovers = true;
                 self.sweep.get_or_insert_with(Instant::now);
             }

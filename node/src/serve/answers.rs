@@ -8,9 +8,8 @@ use canal_proto::limits::MAX_SCAN;
 use canal_proto::log::Kind;
 use canal_proto::peer::{PeerInfo, Replica};
 use canal_proto::request::{
-    Activations, ActivationsAsk, Answer, ApplySpec, Ask, Blob, BlobAsk, CatalogAsk, CatalogView,
-    Consistency, Done, EndProducer, GroupStatus, PeerStatus, PieceAsk, StateGet, StateList, StatePut, StateRows,
-    TopicStatus, TriggerLag,
+    Activations, ActivationsAsk, Answer, ApplySpec, Ask, Blob, BlobAsk, CatalogAsk, CatalogView, Consistency, Done,
+    EndProducer, GroupStatus, PeerStatus, PieceAsk, StateGet, StateList, StatePut, StateRows, TopicStatus, TriggerLag,
 };
 use canal_proto::{Code, ContentHash, GroupId, Pattern, PeerId, TopicId, TriggerId, WireError};
 use canal_topology::{Candidate, Objective};
@@ -201,7 +200,10 @@ fn chosen(seed: u64, wanted: usize, objective: &Objective, peers: &[PeerInfo]) -
     let candidates: Vec<Candidate> = peers.iter().filter_map(|info| Candidate::try_from(info).ok()).collect();
     let best = canal_topology::choose(seed, wanted, &[], objective, &candidates);
     let known = best.into_iter().filter_map(|peer| peers.iter().find(|info| info.peer == peer.to_vec()));
-    known.zip(1..).map(|(info, id)| Replica { id, peer: info.peer.clone(), addresses: info.addresses.clone() }).collect()
+    known
+        .zip(1..)
+        .map(|(info, id)| Replica { id, peer: info.peer.clone(), addresses: info.addresses.clone() })
+        .collect()
 }
 
 async fn check_component(node: &Node, catalog: &GroupHandle, function: &FunctionInfo) -> Result<(), WireError> {

@@ -26,10 +26,13 @@ const HEADER: usize = 20;
 /// Ends of a link, from and to.
 pub type Ends = (Ipv4Addr, Ipv4Addr);
 
+/// A packet: when it arrives, in which order it came, where it goes, and its bytes.
+type UnderWay = (u64, u64, Ipv4Addr, Vec<u8>);
+
 struct State {
     links: BTreeMap<Ends, Link>,
     devices: BTreeMap<Ipv4Addr, Arc<SyncDevice>>,
-    under_way: BinaryHeap<Reverse<(u64, u64, Ipv4Addr, Vec<u8>)>>,
+    under_way: BinaryHeap<Reverse<UnderWay>>,
     given: u64,
     random: u64,
 }
