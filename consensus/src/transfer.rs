@@ -6,7 +6,6 @@
 //! fails as a whole, and is begun again by whoever still wants it: Raft repeats its manifest.
 //!
 //! Writing blocks this thread and nobody else.
-// LEAD NOTE (remove when done): read "LEAD NOTE 1" at the end of /tmp/contracts.md: a snapshot must carry the unsealed events (Table::Inline).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;

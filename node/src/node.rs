@@ -21,7 +21,7 @@ use crate::config::Config;
 use crate::data::Data;
 use crate::net::Net;
 use crate::peers::PeerTable;
-use crate::starts::Starts;
+use crate::starts::{Start, Starts};
 
 /// The only namespace until tenants come.
 pub const NAMESPACE: &str = "default";
@@ -104,6 +104,8 @@ impl Node {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             load: load_of_machine(),
             draining: self.is_draining(),
+            start: self.starts.own().boot,
+            nonce: self.starts.own().nonce,
             ..PeerInfo::default()
         }
     }
@@ -308,6 +310,22 @@ impl Node {
         }
         sharers.remove(&self.id);
         sharers
+    }
+
+    /// Takes note of the starts that descriptions tell of: of peers that share groups with this one, so that an older disk is
+    /// noticed by those too that had no Raft message of the newer start; and of this peer, if its own disk is the older one.
+    pub async fn note_starts(&self, by: PeerId, told: &[PeerInfo]) {
+        let sharers = self.sharers();
+        for info in told.iter().filter(|info| info.start > 0) {
+            let Ok(peer) = PeerId::from_slice(&info.peer) else { continue };
+            let start = Start { boot: info.start, nonce: info.nonce };
+            if peer == self.id {
+                self.starts.heard_of(by, start);
+            } else if sharers.contains(&peer) {
+                // one that is older than what is known is an old description, or is told when it wants to talk
+                let _ = self.starts.admit(peer, start).await;
+            }
+        }
     }
 }
 

@@ -146,6 +146,13 @@ impl Starts {
         self.give_up(seen);
     }
 
+    /// A description of this peer names this start of it: one that this disk does not know of, or one before this.
+    pub fn heard_of(&self, by: PeerId, seen: Start) {
+        if judge(Some(seen), self.own) == Judgement::Older {
+            self.told(by, seen);
+        }
+    }
+
     /// What this peer holds can't be trusted: it sends nothing from now on, and begins anew.
     pub fn give_up(&self, seen: Start) {
         self.forgotten.send_if_modified(|forgotten| {

@@ -126,6 +126,12 @@ pub struct PeerInfo {
     /// Number of this description since the start; a larger one replaces what is known of a smaller.
     #[prost(uint64, tag = "16")]
     pub revision: u64,
+    /// How many times it has started, by its own disk: what a stream of Raft messages begins with. 0: it does not say.
+    #[prost(uint64, tag = "17")]
+    pub start: u64,
+    /// The random number of that start.
+    #[prost(uint64, tag = "18")]
+    pub nonce: u64,
 }
 
 /// A network coordinate with height (Vivaldi; Dabek, Cox, Kaashoek, Morris, 2004, section 5.4): the distance of two
@@ -395,11 +401,14 @@ mod tests {
             draining: true,
             boot: 6,
             revision: 7,
+            start: 8,
+            nonce: 9,
             ..PeerInfo::default()
         };
         assert_eq!(
             info.encode_to_vec(),
-            b"\x0a\x01p\x18\x02\x22\x01s\x58\x05\x60\xf4\x03\x6a\x09\x09\0\0\0\0\0\0\xf0\x3f\x70\x01\x78\x06\x80\x01\x07"
+            b"\x0a\x01p\x18\x02\x22\x01s\x58\x05\x60\xf4\x03\x6a\x09\x09\0\0\0\0\0\0\xf0\x3f\x70\x01\x78\x06\x80\x01\x07\
+              \x88\x01\x08\x90\x01\x09"
         );
         let known = vec![Version { peer: 0x0102, boot: 3, revision: 4 }];
         let peers = Peers { peers: vec![PeerInfo { boot: 1, ..PeerInfo::default() }], known };

@@ -140,6 +140,7 @@ async fn exchange(node: &Node, peer: Option<PeerId>, addresses: &[String]) -> an
     if let Some(info) = theirs {
         node.net.know(peer, &info.addresses).await;
     }
+    node.note_starts(peer, &told.peers).await;
     let merged = node.peers.heard(told.peers);
     join(node);
     Ok(u32::try_from(merged.new.len()).unwrap_or(u32::MAX))

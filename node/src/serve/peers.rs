@@ -38,6 +38,7 @@ pub async fn gossip(node: &Node, peer: PeerId, ask: Peers) -> Result<Answer, Wir
     };
     canal_topology::known::check(first).map_err(|e| WireError::new(Code::TooLarge, e.to_string()))?;
     node.net.know(peer, &first.addresses).await;
+    node.note_starts(peer, &ask.peers).await;
     let merged = node.peers.heard(ask.peers);
     if !merged.new.is_empty() && !node.peers.is_full() {
         // who is new here is told on

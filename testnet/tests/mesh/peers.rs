@@ -160,6 +160,16 @@ async fn a_peer_with_an_older_disk_never_votes_by_it_and_is_filled_again() {
     })
     .await;
 
+    // the third has no messages of a follower; it is told by gossip
+    let seen = mesh.peer(other).unwrap().data().join("seen-starts.json");
+    until("the third knows of the second start", SOON, async || {
+        let seen: Value = serde_json::from_slice(&std::fs::read(&seen).unwrap()).map_err(|e| e.to_string())?;
+        let boot = &seen[id.to_string()]["boot"];
+        if boot == 2 { Ok(()) } else { Err(format!("{boot}")) }
+    })
+    .await
+    .unwrap();
+
     // the peer is set back, while the leader of that time is away: only the third knows
     mesh.peer(leader).unwrap().kill().unwrap();
     peer.kill().unwrap();
