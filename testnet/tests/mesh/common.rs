@@ -22,7 +22,7 @@ use wit_component::{ComponentEncoder, StringEncoding, embed_component_metadata};
 /// For anything that has to happen: many elections of a debug build on a busy machine.
 pub const SOON: Duration = Duration::from_secs(90);
 /// Peers that run at a time, in all tests of this binary.
-const MAX_PEERS: u32 = 6;
+const MAX_PEERS: u32 = 9;
 
 static PEERS: Semaphore = Semaphore::const_new(MAX_PEERS as usize);
 
