@@ -13,6 +13,8 @@ mod crash;
 mod demo;
 #[path = "mesh/durable.rs"]
 mod durable;
+#[path = "mesh/emulated.rs"]
+mod emulated;
 #[path = "mesh/functions.rs"]
 mod functions;
 #[path = "mesh/history.rs"]

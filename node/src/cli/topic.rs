@@ -231,7 +231,8 @@ async fn set(client: Client, out: Out, args: &Set) -> Outcome {
             others => format!(", and so for {}", others.join(", ")),
         };
         let group = &topic.group_name;
-        text.push(format!("group `{group}` goes to {replicas} replicas for topic `{name}`{also}"));
+        let many = if replicas == 1 { "replica" } else { "replicas" };
+        text.push(format!("group `{group}` goes to {replicas} {many} for topic `{name}`{also}"));
     }
     Ok(out.show(|| Value::Object(map), || text.join("\n"))?)
 }
