@@ -14,6 +14,10 @@ use raft::eraftpb::Message;
 
 use crate::core::group::Install;
 
+mod rows;
+
+pub use rows::{load, note_replaced, notes, old_notes, segments_of, unsealed};
+
 /// A snapshot that was not asked for again in this time is not needed any more: followers answer heartbeats far more often.
 const STILL_WANTED: Duration = Duration::from_secs(2);
 /// Wait after work on a group's files failed: the disk may be full, or the other replicas away.
@@ -21,7 +25,7 @@ const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
 /// What the files threads do for a group; one thing at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Work {
+pub enum Work {
     /// Takes over a snapshot.
     Install,
     /// Makes the files of a seal that was applied.
@@ -36,72 +40,74 @@ pub(crate) enum Work {
 
 /// Segments of a seal that was applied, that are not known to be here.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Lacking {
+pub struct Lacking {
     /// Names it in its group.
-    pub(crate) number: u64,
+    pub number: u64,
     /// Index up to which the seal seals; none when files of earlier seals were lost.
-    pub(crate) through: Option<u64>,
-    pub(crate) segments: Vec<Segment>,
+    pub through: Option<u64>,
+    pub segments: Vec<Segment>,
     /// They can't be made here: another replica has to give them.
-    pub(crate) fetch: bool,
+    pub fetch: bool,
     /// A later seal's segment has taken the place of one of them, which was not made: what it held is only here when that
     /// one is.
-    pub(crate) superseded: bool,
+    pub superseded: bool,
 }
 
 /// A snapshot that was written here.
 #[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) manifest: Manifest,
+pub struct Prepared {
+    pub manifest: Manifest,
 }
 
 /// A snapshot that a leader has offered, whose files are being fetched.
 #[derive(Debug)]
-pub(crate) struct Offered {
-    pub(crate) from: PeerId,
-    pub(crate) message: Box<Message>,
-    pub(crate) manifest: Manifest,
-    pub(crate) number: u64,
+pub struct Offered {
+    pub from: PeerId,
+    pub message: Box<Message>,
+    pub manifest: Manifest,
+    pub number: u64,
 }
 
 /// A group's history, as its driver knows it.
 #[derive(Debug, Default)]
-pub(crate) struct History {
+pub struct History {
     /// Segments that are waited for, by seal, the oldest first.
-    pub(crate) lacking: VecDeque<Lacking>,
+    pub lacking: VecDeque<Lacking>,
     /// Index up to which the last applied seal seals.
-    pub(crate) sealed: u64,
+    pub sealed: u64,
     /// Index up to which all segments of seals are here.
-    pub(crate) here: u64,
+    pub here: u64,
     /// The applied index that is on disk for certain.
-    pub(crate) flushed: u64,
+    pub flushed: u64,
     /// What is under way.
-    pub(crate) work: Option<Work>,
+    pub work: Option<Work>,
     /// Files of a seal that was proposed here, and has not come to anything yet.
-    pub(crate) proposed: Option<Vec<Segment>>,
+    pub proposed: Option<Vec<Segment>>,
     /// When a snapshot was asked for last that could not be begun.
-    pub(crate) wanted: Option<Instant>,
+    pub wanted: Option<Instant>,
     /// The snapshot that is handed out.
-    pub(crate) prepared: Option<Prepared>,
+    pub prepared: Option<Prepared>,
     /// The snapshot that is fetched.
-    pub(crate) offered: Option<Offered>,
+    pub offered: Option<Offered>,
     /// The snapshot that is taken over, with what its record names.
-    pub(crate) installing: Option<(Install, Manifest)>,
+    pub installing: Option<(Install, Manifest)>,
     /// Segments are being fetched; the number of the task.
-    pub(crate) fetching: Option<u64>,
+    pub fetching: Option<u64>,
     /// Rows may be there that nobody needs any more.
-    pub(crate) leftovers: bool,
+    pub leftovers: bool,
     /// Numbers given to what is waited for.
-    pub(crate) numbers: u64,
+    pub numbers: u64,
     /// When work that failed may begin again.
-    pub(crate) not_before: BTreeMap<u8, Instant>,
+    pub not_before: BTreeMap<u8, Instant>,
 }
 
 impl History {
     /// How far the log may be cut now, if at all: seals whose files are all here, state that is flushed, and nothing
     /// that is being read to make files.
-    pub(crate) fn cut(&self) -> Option<u64> {
+    pub fn cut(&self) -> Option<u64> {
         let index = self.here.min(self.flushed);
+        #[cfg(feature = "mutants")]
+        let index = if crate::mutants::is(crate::mutants::Mutant::CutsUnflushed) { self.here } else { index };
         if self.lacking.iter().any(|lacking| lacking.through.is_none()) {
             return None;
         }
@@ -110,7 +116,7 @@ impl History {
     }
 
     /// A seal was applied; these are its segments.
-    pub(crate) fn sealed(&mut self, through: u64, segments: Vec<Segment>) {
+    pub fn sealed(&mut self, through: u64, segments: Vec<Segment>) {
         self.sealed = self.sealed.max(through);
         self.leftovers = true;
         // one without segments counts once those before it are here
@@ -121,7 +127,7 @@ impl History {
 
     /// All segments that were waited for under this number are here, but for these. `superseded`: or a later seal's have
     /// taken the place of some, which were not made.
-    pub(crate) fn made(&mut self, number: u64, lacking: Vec<Segment>, superseded: bool) {
+    pub fn made(&mut self, number: u64, lacking: Vec<Segment>, superseded: bool) {
         if let Some(first) = self.lacking.iter_mut().find(|waiting| waiting.number == number) {
             first.fetch = !lacking.is_empty();
             first.segments = lacking;
@@ -136,7 +142,7 @@ impl History {
     }
 
     /// A file that was here is not any more. The log is not cut before it is back.
-    pub(crate) fn lost(&mut self, segment: Segment) {
+    pub fn lost(&mut self, segment: Segment) {
         // what is under way for others may end before this is looked at, so it stands for itself
         let number = self.number();
         self.lacking.push_front(Lacking { number, segments: vec![segment], ..Lacking::default() });
@@ -151,27 +157,27 @@ impl History {
     }
 
     /// The seal whose segments are to be made, or fetched, next.
-    pub(crate) fn next_lacking(&self, fetch: bool) -> Option<&Lacking> {
+    pub fn next_lacking(&self, fetch: bool) -> Option<&Lacking> {
         self.lacking.front().filter(|first| first.fetch == fetch)
     }
 
     /// Whether a snapshot is waited for. It is asked for again and again while a follower needs it.
-    pub(crate) fn wants(&self, now: Instant) -> bool {
+    pub fn wants(&self, now: Instant) -> bool {
         self.wanted.is_some_and(|asked| now < asked + STILL_WANTED)
     }
 
     /// Whether this work may begin, after an earlier failure of it.
-    pub(crate) fn rested(&self, work: Work, now: Instant) -> bool {
+    pub fn rested(&self, work: Work, now: Instant) -> bool {
         self.not_before.get(&(work as u8)).is_none_or(|until| now >= *until)
     }
 
     /// Work has failed, and is tried again later.
-    pub(crate) fn rest(&mut self, work: Work, now: Instant) {
+    pub fn rest(&mut self, work: Work, now: Instant) {
         self.not_before.insert(work as u8, now + AFTER_FAILURE);
     }
 
     /// Files that are needed although no row names them, or none may yet.
-    pub(crate) fn holds(&self) -> impl Iterator<Item = ContentHash> + '_ {
+    pub fn holds(&self) -> impl Iterator<Item = ContentHash> + '_ {
         let manifests = [
             self.prepared.as_ref().map(|prepared| &prepared.manifest),
             self.offered.as_ref().map(|offered| &offered.manifest),

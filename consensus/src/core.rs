@@ -9,6 +9,7 @@ pub mod keys;
 pub mod kv;
 pub mod log;
 pub mod machine;
+pub mod outgoing;
 pub mod retention;
 pub mod rows;
 pub mod sealing;

@@ -17,7 +17,7 @@ use crate::core::txn::decode;
 use crate::files::{self, Files};
 use crate::log_store::LogStore;
 use crate::state_store::StateStore;
-use crate::view::{self, Source};
+use crate::view::{self, Content, OnDisk, Source};
 
 /// Why a group's state could not be written to files, or taken over from them.
 #[derive(Debug, thiserror::Error)]
@@ -58,16 +58,29 @@ const EVENT_BYTES: usize = 1 << 20;
 /// When a store fails; [`files::Error::Missing`] when a segment is not here yet, [`view::Error::Lacking`] when
 /// an event is not.
 pub fn write(group: GroupId, frozen: &dyn Kv, log: &LogStore, files: &Files) -> Result<Manifest, Error> {
+    write_to(group, frozen, &OnDisk { log, files }, &mut |bytes| files.put(bytes))
+}
+
+/// The same, from any content; `put` stores a piece.
+///
+/// # Errors
+/// As [`write`], and those of `put`.
+pub fn write_to(
+    group: GroupId,
+    frozen: &dyn Kv,
+    content: &dyn Content,
+    put: &mut dyn FnMut(&[u8]) -> Result<Piece, files::Error>,
+) -> Result<Manifest, Error> {
     let locals = Locals::load(frozen, group)?;
     let prefix = group.0.to_be_bytes();
-    let source = Source { group, kv: frozen, log, files };
-    let mut pieces = Pieces { files, rows: Vec::new(), bytes: Vec::new() };
+    let source = Source { group, kv: frozen, content };
+    let mut pieces = Pieces { put, rows: Vec::new(), bytes: Vec::new() };
     let mut segments = Vec::new();
     // all tables in the order of their keys, with what the log has in its place
     let inline = Keys(group).one(Table::Inline);
     each(frozen, &prefix, &inline, |key, value| {
         if key.get(prefix.len()) == Some(&(Table::Segments as u8)) && !locals.is_local(&key) {
-            segments.push(segment(files, &key, value.clone())?);
+            segments.push(segment(content, &key, value.clone())?);
         }
         if locals.is_local(&key) { Ok(()) } else { pieces.put(&key, value) }
     })?;
@@ -101,11 +114,11 @@ fn each(
     }
 }
 
-fn segment(files: &Files, key: &[u8], value: Bytes) -> Result<Piece, Error> {
+fn segment(content: &dyn Content, key: &[u8], value: Bytes) -> Result<Piece, Error> {
     let segment: Segment = decode(key, value)?;
     let hash = ContentHash::from_slice(&segment.hash)
         .map_err(|e| KvError(format!("the row at key {key:02x?} is damaged: {e}")))?;
-    if !files.contains(&hash) {
+    if !content.contains(&hash) {
         return Err(files::Error::Missing(hash).into());
     }
     Ok(Piece { hash: segment.hash, size: segment.size })
@@ -131,7 +144,7 @@ fn unsealed(source: &Source<'_>, pieces: &mut Pieces<'_>) -> Result<(), Error> {
 
 /// Rows on their way into pieces.
 struct Pieces<'a> {
-    files: &'a Files,
+    put: &'a mut dyn FnMut(&[u8]) -> Result<Piece, files::Error>,
     rows: Vec<Piece>,
     bytes: Vec<u8>,
 }
@@ -146,7 +159,7 @@ impl Pieces<'_> {
 
     fn end(&mut self) -> Result<(), Error> {
         if !self.bytes.is_empty() {
-            self.rows.push(self.files.put(&self.bytes)?);
+            self.rows.push((self.put)(&self.bytes)?);
             self.bytes.clear();
         }
         Ok(())
@@ -159,12 +172,49 @@ impl Pieces<'_> {
 /// # Errors
 /// When a store fails, or a piece is not here, damaged, or has no rows in it.
 pub fn install(group: GroupId, manifest: &Manifest, files: &Files, kv: &dyn StateStore) -> Result<(), Error> {
+    install_from(group, manifest, files, kv, &mut |batch| kv.write(batch))?;
+    Ok(kv.flush()?)
+}
+
+/// Files that are read as a whole.
+pub trait Whole {
+    /// Whether a file is here.
+    fn contains(&self, hash: &ContentHash) -> bool;
+
+    /// As [`Files::whole`].
+    ///
+    /// # Errors
+    /// As there.
+    fn whole(&self, hash: &ContentHash) -> Result<Option<Bytes>, files::Error>;
+}
+
+impl Whole for Files {
+    fn contains(&self, hash: &ContentHash) -> bool {
+        Files::contains(self, hash)
+    }
+
+    fn whole(&self, hash: &ContentHash) -> Result<Option<Bytes>, files::Error> {
+        Files::whole(self, hash)
+    }
+}
+
+/// The same without the flush, from pieces and to rows wherever they are.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_from(
+    group: GroupId,
+    manifest: &Manifest,
+    pieces: &dyn Whole,
+    kv: &dyn Kv,
+    write: &mut dyn FnMut(&WriteBatch) -> Result<(), KvError>,
+) -> Result<(), Error> {
     let prefix = group.0.to_be_bytes();
     let mut hashes = Vec::with_capacity(manifest.rows.len());
     for piece in &manifest.rows {
         let hash = ContentHash::from_slice(&piece.hash)
             .map_err(|_| Error::Unusable(group, "a piece has no hash of 32 bytes"))?;
-        if !files.contains(&hash) {
+        if !pieces.contains(&hash) {
             return Err(files::Error::Missing(hash).into());
         }
         hashes.push(hash);
@@ -173,18 +223,18 @@ pub fn install(group: GroupId, manifest: &Manifest, files: &Files, kv: &dyn Stat
     each(kv, &prefix, &end_of(&prefix), |key, _| {
         batch.ops.insert(key, None);
         if batch.ops.len() >= BATCH {
-            kv.write(&std::mem::take(&mut batch))?;
+            write(&std::mem::take(&mut batch))?;
         }
         Ok(())
     })?;
-    kv.write(&batch)?;
+    write(&batch)?;
     for hash in hashes {
-        let Some(bytes) = files.whole(&hash)? else { return Err(files::Error::Missing(hash).into()) };
+        let Some(bytes) = pieces.whole(&hash)? else { return Err(files::Error::Missing(hash).into()) };
         let rows = Rows::decode(bytes).map_err(|_| Error::Unusable(group, "a piece has no rows in it"))?;
         let row = |row: Row| ([&prefix[..], &row.key].concat().into(), Some(row.value));
-        kv.write(&WriteBatch { ops: rows.rows.into_iter().map(row).collect() })?;
+        write(&WriteBatch { ops: rows.rows.into_iter().map(row).collect() })?;
     }
-    Ok(kv.flush()?)
+    Ok(())
 }
 
 #[cfg(test)]

@@ -9,6 +9,9 @@
 //! synced on the way, so a crash may leave anything in it: it is checked when it is whole, and begun anew if it is wrong.
 //! Files that were being written here (`NUMBER.new`) are removed at the next opening.
 //!
+//! A file that is found damaged counts as not here from then on, and stays under its name until a whole one takes its
+//! place: it may be the only one there is, and most of it can be read.
+//!
 //! The names and sizes of all files are in memory, some 100 bytes each.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +33,7 @@ mod segment;
 mod tests;
 
 pub use partial::Partial;
-pub use segment::SegmentWriter;
+pub use segment::{Encoder, SegmentWriter, events_in};
 
 /// Bytes that are read from a file at a time to hash it.
 const CHUNK: usize = 64 << 10;
@@ -56,7 +59,9 @@ pub enum Error {
     #[error("what was received as {0} has another hash; it was removed: receive it anew")]
     Mismatch(ContentHash),
     /// A file's content was damaged on this disk, or is no segment of this version.
-    #[error("the file {hash} is damaged: {reason}; remove it and get it from another replica")]
+    #[error(
+        "the file {hash} is damaged: {reason}; it is got from another replica. If there is none, restore it from a copy"
+    )]
     Damaged {
         /// The file.
         hash: ContentHash,
@@ -88,7 +93,13 @@ struct Shared {
 struct Held {
     sizes: BTreeMap<ContentHash, u64>,
     receiving: BTreeSet<ContentHash>,
-    damaged: BTreeSet<ContentHash>,
+    /// Files that are here and damaged, with their sizes. They count as not here, until they were made or received again;
+    /// what is whole of a segment can be read meanwhile.
+    damaged: BTreeMap<ContentHash, u64>,
+    /// Those of them that nobody has been told of.
+    untold: BTreeSet<ContentHash>,
+    found: u64,
+    repaired: u64,
 }
 
 impl Files {
@@ -157,7 +168,7 @@ impl Files {
 
     /// Reads all of a file and checks its hash.
     pub fn check(&self, hash: &ContentHash) -> Result<(), Error> {
-        let Some((path, mut file)) = self.opened(hash)? else { return Err(Error::Missing(*hash)) };
+        let Some((path, mut file)) = self.opened_anyway(hash)? else { return Err(Error::Missing(*hash)) };
         let mut hasher = blake3::Hasher::new();
         feed(&mut file, &mut hasher).map_err(at(&path))?;
         if hasher.finalize() == blake3::Hash::from(hash.0) {
@@ -179,7 +190,8 @@ impl Files {
 
     /// All files, with their bytes.
     pub fn list(&self) -> Vec<(ContentHash, u64)> {
-        self.shared.held.lock().sizes.iter().map(|(hash, size)| (*hash, *size)).collect()
+        let held = self.shared.held.lock();
+        held.sizes.iter().chain(&held.damaged).map(|(hash, size)| (*hash, *size)).collect()
     }
 
     /// Files of which a part was received.
@@ -197,8 +209,11 @@ impl Files {
     /// Removes a file, and what was received of it unless that goes on. Whoever reads it has it until they are done.
     pub fn remove(&self, hash: &ContentHash) -> Result<(), Error> {
         let mut held = self.shared.held.lock();
-        held.damaged.remove(hash);
-        let here = held.sizes.remove(hash).map(|_| self.path(hash));
+        held.untold.remove(hash);
+        let damaged = held.damaged.remove(hash);
+        // nobody needs it any more, so nothing of it is missing
+        held.repaired += u64::from(damaged.is_some());
+        let here = held.sizes.remove(hash).or(damaged).map(|_| self.path(hash));
         let part = (!held.receiving.contains(hash)).then(|| self.partial(hash));
         for path in here.into_iter().chain(part) {
             match fs::remove_file(&path) {
@@ -217,18 +232,39 @@ impl Files {
         (held.sizes.len() as u64, held.sizes.values().sum())
     }
 
-    /// The files that were found damaged since the last call: to be removed and received anew.
+    /// The files that were found damaged since the last call: to be made or received anew.
     pub fn take_damaged(&self) -> Vec<ContentHash> {
-        std::mem::take(&mut self.shared.held.lock().damaged).into_iter().collect()
+        std::mem::take(&mut self.shared.held.lock().untold).into_iter().collect()
+    }
+
+    /// Whether a file is here of which not all can be read.
+    pub fn is_damaged(&self, hash: &ContentHash) -> bool {
+        self.shared.held.lock().damaged.contains_key(hash)
+    }
+
+    /// How many files were found damaged, and how many of those were replaced by whole ones, since the start.
+    pub fn found_and_repaired(&self) -> (u64, u64) {
+        let held = self.shared.held.lock();
+        (held.found, held.repaired)
     }
 
     /// Notes that a file is damaged.
     fn damaged(&self, hash: ContentHash, reason: &'static str) -> Error {
         let mut held = self.shared.held.lock();
-        if held.damaged.len() < MAX_DAMAGED {
-            held.damaged.insert(hash);
+        if held.damaged.len() < MAX_DAMAGED
+            && let Some(size) = held.sizes.remove(&hash)
+        {
+            held.damaged.insert(hash, size);
+            held.untold.insert(hash);
+            held.found += 1;
         }
         Error::Damaged { hash, reason }
+    }
+
+    /// Bytes of a file that is here, whole or not.
+    fn length(&self, hash: &ContentHash) -> Option<u64> {
+        let held = self.shared.held.lock();
+        held.sizes.get(hash).or_else(|| held.damaged.get(hash)).copied()
     }
 
     fn path(&self, hash: &ContentHash) -> PathBuf {
@@ -242,6 +278,14 @@ impl Files {
     /// A file that is here, open.
     fn opened(&self, hash: &ContentHash) -> Result<Option<(PathBuf, File)>, Error> {
         if !self.contains(hash) {
+            return Ok(None);
+        }
+        self.opened_anyway(hash)
+    }
+
+    /// A file that is here, whole or not, open.
+    fn opened_anyway(&self, hash: &ContentHash) -> Result<Option<(PathBuf, File)>, Error> {
+        if self.length(hash).is_none() {
             return Ok(None);
         }
         let path = self.path(hash);
@@ -266,7 +310,8 @@ impl Files {
             let mut held = self.shared.held.lock();
             fs::rename(path, self.path(&hash)).map_err(at(path))?;
             held.sizes.insert(hash, size);
-            held.damaged.remove(&hash);
+            held.untold.remove(&hash);
+            held.repaired += u64::from(held.damaged.remove(&hash).is_some());
         }
         sync_dir(&self.shared.dir)
     }

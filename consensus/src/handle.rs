@@ -17,6 +17,7 @@ use tokio::sync::{oneshot, watch};
 use crate::core::group::{Refused, Ticks};
 use crate::core::kv::KvError;
 use crate::core::sealing::{SEAL_BYTES, SEAL_ENTRIES};
+use crate::damage::{self, Damage};
 use crate::files::{self, Files};
 use crate::log_store::{self, LogStore};
 use crate::sealer::{Counts, GRACE};
@@ -110,6 +111,9 @@ pub enum Error {
     /// A thread can't be started.
     #[error("a thread of the groups can't be started: {0}")]
     Thread(std::io::Error),
+    /// A store is damaged, and nothing was touched.
+    #[error("{0}")]
+    Damaged(Damage),
     /// The request was not taken, or given up.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -134,6 +138,10 @@ pub struct Totals {
     pub segment_bytes: u64,
     /// Segments made here that were not what the group agreed on, since the start: above 0, a disk is failing.
     pub differing: u64,
+    /// Damage found on this peer's disk since the start: files, logs of groups, state.
+    pub damage_found: u64,
+    /// Damage that was made good since the start, from the log or by other replicas.
+    pub damage_repaired: u64,
     /// Snapshots written here since the start.
     pub written: u64,
     /// Snapshots taken over here since the start.
@@ -172,8 +180,14 @@ impl Service {
     /// # Errors
     /// When a store can't be opened or contradicts itself; the text says what to do.
     pub fn open(options: Options, outgoing: Arc<dyn Outgoing>, fetch: Arc<dyn Fetch>) -> Result<(Self, Handle), Error> {
-        let log = LogStore::open(&options.dir.join("log"), options.log.clone())?;
-        let kv = open_state(&options)?;
+        let log = match LogStore::open(&options.dir.join("log"), options.log.clone()) {
+            Ok(log) => log,
+            Err(error @ log_store::Error::Damaged { .. }) => {
+                return Err(Error::Damaged(damage::judge(&options, error.to_string())));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let (kv, lost) = open_state(&options, &log)?;
         let files = Files::open(&options.dir.join("files"))?;
         let (inbox, requests) = crossbeam_channel::bounded(MAX_INBOX);
         let inner = Arc::new(Inner {
@@ -184,7 +198,7 @@ impl Service {
             forgotten: watch::Sender::default(),
             dropped: AtomicU64::new(0),
             logs: Mutex::default(),
-            counts: Counts::default(),
+            counts: Counts::of_damage(lost),
             kv,
             log,
             files,
@@ -196,15 +210,28 @@ impl Service {
     }
 }
 
-/// Opens the applied state. State that is damaged is moved aside. A replica whose log is whole makes it again from that;
-/// one whose log was cut is filled by a snapshot of its group.
-fn open_state(options: &Options) -> Result<Arc<dyn StateStore>, Error> {
+/// Opens the applied state, and says whether it was lost. State that is damaged is moved aside: a replica whose log is
+/// whole makes it again from that, one whose log was cut is filled by a snapshot of its group. Where there is nobody to fill
+/// it, nothing is touched.
+fn open_state(options: &Options, log: &LogStore) -> Result<(Arc<dyn StateStore>, bool), Error> {
     let dir = options.dir.join("state");
     let damaged = match state_store::open(&dir, options.backend, options.cache) {
-        Ok(store) => return Ok(store),
+        Ok(store) => return Ok((store, false)),
         Err(error @ state_store::Error::Open { .. }) => error,
         Err(error) => return Err(error.into()),
     };
+    let mut needed = BTreeSet::new();
+    for group in log.groups()? {
+        let loaded = log.load(group)?.unwrap_or_default();
+        let alone = |compacted: log_store::Compacted| compacted.configuration.replicas.len() < 2;
+        if loaded.compacted.is_some_and(alone) && loaded.installing.is_none() {
+            needed.insert(group.to_string());
+        }
+    }
+    if !needed.is_empty() {
+        let reason = format!("{damaged}. The log alone does not make the state again: it was cut");
+        return Err(Error::Damaged(Damage { reason, needed, unknown: false }));
+    }
     let aside = (1..).map(|n| options.dir.join(format!("state.damaged-{n}"))).find(|path| !path.exists());
     let Some(aside) = aside else { return Err(damaged.into()) };
     tracing::error!(
@@ -214,7 +241,7 @@ fn open_state(options: &Options) -> Result<Arc<dyn StateStore>, Error> {
     if std::fs::rename(&dir, &aside).is_err() {
         return Err(damaged.into());
     }
-    Ok(state_store::open(&dir, options.backend, options.cache)?)
+    Ok((state_store::open(&dir, options.backend, options.cache)?, true))
 }
 
 impl Drop for Service {
@@ -303,12 +330,15 @@ impl Handle {
         let (log_entries, log_bytes) = *self.inner.logs.lock();
         let (segments, segment_bytes) = self.inner.files.count_and_bytes();
         let counts = &self.inner.counts;
+        let (found, repaired) = self.inner.files.found_and_repaired();
         Totals {
             log_entries,
             log_bytes,
             segments,
             segment_bytes,
             differing: counts.differing.load(Ordering::Relaxed),
+            damage_found: found + counts.damage_found.load(Ordering::Relaxed),
+            damage_repaired: repaired + counts.damage_repaired.load(Ordering::Relaxed),
             written: counts.written.load(Ordering::Relaxed),
             installed: counts.installed.load(Ordering::Relaxed),
         }
@@ -317,6 +347,12 @@ impl Handle {
     /// Returns when a group was added or removed since the last call on this clone of the watcher.
     pub fn membership(&self) -> Membership {
         Membership { changes: self.inner.members.subscribe() }
+    }
+
+    /// What this peer held was damaged, and moved aside before this start: counted, until its replicas are here again.
+    pub fn begun_anew(&self) {
+        self.inner.counts.damage_found.fetch_add(1, Ordering::Relaxed);
+        self.inner.counts.mending.store(true, Ordering::Relaxed);
     }
 
     /// Watches for replicas here that were found to have forgotten what they acknowledged. They take no part any more.

@@ -15,10 +15,9 @@
 //! on, where the log begins, whatever raft-engine brings back when it purges its files. A log that a snapshot replaces is
 //! removed and begun anew in one batch.
 //!
-//! Opening tolerates a torn tail: the last file is cut at its first broken batch. It cannot tell a tail torn by a
-//! crash from a batch damaged later in that last file, so a replica whose applied index is above [`Loaded::last`]
-//! has lost synced entries and must not vote. Damage in any older file is [`Error::Damaged`], and so is an entry
-//! that does not match its checksum when it is read.
+//! Opening tolerates a torn tail: the last file is cut at its first broken batch. A cut that would take away what was
+//! synced is damage, not a tail (`mark` tells the two apart): then nothing is cut, and it is [`Error::Damaged`], as is
+//! damage in any older file, a file that is missing, and an entry that does not match its checksum when it is read.
 //!
 //! Reads go on beside writes, purges and each other, from any thread: raft-engine keeps the place of each entry
 //! behind a lock a group and reads files by position. It reads and checks the entries of a whole batch to return
@@ -30,8 +29,8 @@
 //! a replica that was removed (8 bytes, big-endian).
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -47,15 +46,20 @@ use raft_engine::{Command, Config, Engine, LogBatch, MessageExt, ReadableSize, R
 
 pub use crate::core::log::Compacted;
 
+mod disk;
 #[cfg(test)]
-mod faults;
+pub(crate) mod faults;
+mod mark;
 #[cfg(test)]
 mod tests;
 
-#[cfg(test)]
-use faults::Files;
 #[cfg(not(test))]
-use raft_engine::env::DefaultFileSystem as Files;
+use raft_engine::env::DefaultFileSystem as Plain;
+
+#[cfg(test)]
+use faults::Files as Plain;
+
+type Files = disk::Watched<Plain>;
 
 /// Key of a group's [`HardState`].
 const HARD_STATE: &[u8] = b"h";
@@ -75,6 +79,8 @@ const MAX_READ_ENTRIES: u64 = 64 << 10;
 /// How often a read is tried. One that meets a purge may find the file gone whose place it has just looked up; the
 /// next lookup has the new place, and purges are seconds apart.
 const READ_ATTEMPTS: usize = 3;
+/// Bytes of entries that are checked at a time: what somebody who looks at all of a log holds in memory.
+pub(crate) const CHECK_BYTES: u64 = 1 << 20;
 /// Entries that are read to estimate the size of a log: one reads the whole batch that it was written in.
 const SAMPLES: u64 = 16;
 
@@ -98,8 +104,8 @@ pub enum Error {
     },
     /// Bytes on disk are not what was written.
     #[error(
-        "the raft log in `{}` is damaged: {reason}; check the disk, move the peer's data directory aside, and start \
-         the peer anew, so that its groups rebuild its replicas",
+        "the raft log in `{}` is damaged: {reason}; check the disk, and restore the peer's data directory, or discard what \
+         it holds and let its groups rebuild its replicas",
         dir.display()
     )]
     Damaged {
@@ -232,11 +238,15 @@ pub struct LogStore {
 struct Inner {
     /// `None` only while it is dropped.
     engine: Option<Engine<Files>>,
+    files: Arc<Files>,
     dir: PathBuf,
     /// One write at a time (see the module).
     writing: Mutex<()>,
     /// A write failed.
     stopped: AtomicBool,
+    /// Groups of whose log something could not be read, until somebody takes them.
+    unreadable: Mutex<BTreeSet<GroupId>>,
+    any_unreadable: AtomicBool,
 }
 
 impl Drop for Inner {
@@ -245,6 +255,15 @@ impl Drop for Inner {
         // to end for that reason; its files end with it.
         if self.stopped.load(Ordering::Acquire) {
             std::mem::forget(self.engine.take());
+            return;
+        }
+        // closing syncs, and a panic for a sync that fails would end the process here without a word
+        match self.files.sync_all() {
+            Ok(()) => drop(self.engine.take()),
+            Err(error) => {
+                tracing::error!(%error, "the raft log could not be closed in order; what was acknowledged was synced before");
+                std::mem::forget(self.engine.take());
+            }
         }
     }
 }
@@ -265,21 +284,32 @@ impl LogStore {
             purge_threshold: ReadableSize(options.purge_above),
             ..Config::default()
         };
-        let opened = catch_unwind(|| Engine::open_with_file_system(config, Arc::new(Files)));
-        let engine = match opened {
-            Ok(Ok(engine)) => engine,
-            Ok(Err(error)) => return Err(opening(dir, error)),
-            Err(panic) => return Err(Error::Damaged { dir: dir.to_owned(), reason: text_of(panic.as_ref()) }),
+        let damaged = |reason: String| Error::Damaged { dir: dir.to_owned(), reason };
+        let files = match Files::new(Plain, dir) {
+            Ok(Ok(files)) => Arc::new(files),
+            Ok(Err(damage)) => return Err(damaged(damage.0)),
+            Err(error) => return Err(failed(error.to_string())),
+        };
+        let opened = catch_unwind(AssertUnwindSafe(|| Engine::open_with_file_system(config, files.clone())));
+        let engine = match (opened, files.damage()) {
+            (Ok(Ok(engine)), None) => engine,
+            (_, Some(damage)) => return Err(damaged(damage.0)),
+            (Ok(Err(error)), None) => return Err(opening(dir, error)),
+            (Err(panic), None) => return Err(damaged(text_of(panic.as_ref()))),
         };
         // raft-engine syncs its first file, but not that the directory has it, nor that the parent has the directory.
         for dir in [Some(dir), dir.parent()].into_iter().flatten().filter(|dir| !dir.as_os_str().is_empty()) {
             File::open(dir).and_then(|dir| dir.sync_all()).map_err(|error| failed(error.to_string()))?;
         }
+        files.opened().map_err(|error| failed(error.to_string()))?;
         let inner = Inner {
             engine: Some(engine),
+            files,
             dir: dir.to_owned(),
             writing: Mutex::new(()),
             stopped: AtomicBool::new(false),
+            unreadable: Mutex::default(),
+            any_unreadable: AtomicBool::new(false),
         };
         let store = Self { inner: Arc::new(inner) };
         store.cut_again()?;
@@ -339,7 +369,7 @@ impl LogStore {
 
     /// A group's hard state and records, and the extent of its log; `None` if nothing of it was ever written.
     pub fn load(&self, group: GroupId) -> Result<Option<Loaded>, Error> {
-        let hard_state: Option<HardState> = self.read(|engine| engine.get_message(group.0, HARD_STATE))?;
+        let hard_state: Option<HardState> = self.read(group, |engine| engine.get_message(group.0, HARD_STATE))?;
         let engine = self.engine()?;
         let compacted = self.compacted(engine, group)?;
         let installing = engine.get(group.0, INSTALLING).map(Bytes::from);
@@ -360,7 +390,13 @@ impl LogStore {
         let (mut samples, mut bytes) = (0u64, 0u64);
         let mut index = first;
         while index <= last {
-            let Some(entry) = self.entry(group, index)? else { break };
+            let entry = match self.entry(group, index) {
+                Ok(Some(entry)) => entry,
+                Ok(None) => break,
+                // whoever needs it is told; this is only an estimate
+                Err(Error::Damaged { .. }) => Entry::default(),
+                Err(error) => return Err(error),
+            };
             samples += 1;
             bytes += entry.data.len() as u64 + entry.context.len() as u64;
             let Some(next) = index.checked_add(step) else { break };
@@ -396,7 +432,7 @@ impl LogStore {
             return Ok(Vec::new());
         }
         let max_bytes = max_bytes.unwrap_or(MAX_READ_BYTES).min(MAX_READ_BYTES) as usize;
-        self.read(|engine| {
+        self.read(group, |engine| {
             let (first, last) = span(engine, group).unwrap_or((1, 0));
             if low < first || high > last.saturating_add(1) {
                 return Ok(Err(Error::Missing { group, low, high, first, last }));
@@ -410,7 +446,7 @@ impl LogStore {
 
     /// The entry at `index`, if the log has it.
     pub fn entry(&self, group: GroupId, index: u64) -> Result<Option<Entry>, Error> {
-        self.read(|engine| engine.get_entry::<Entries>(group.0, index))
+        self.read(group, |engine| engine.get_entry::<Entries>(group.0, index))
     }
 
     /// The term of the entry at `index`, if the log has it.
@@ -463,7 +499,7 @@ impl LogStore {
             return Err(Error::Stopped);
         }
         match catch_unwind(AssertUnwindSafe(|| engine.purge_expired_files())) {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => self.inner.files.sync_note().map_err(|error| self.stop(error.to_string())),
             Ok(Err(error)) => Err(self.stop(error.to_string())),
             Err(panic) => Err(self.stop(text_of(panic.as_ref()))),
         }
@@ -504,7 +540,7 @@ impl LogStore {
     }
 
     /// Reads entries, again if that fails; raft-engine panics where a file has become shorter than it was.
-    fn read<T>(&self, read: impl Fn(&Engine<Files>) -> raft_engine::Result<T>) -> Result<T, Error> {
+    fn read<T>(&self, group: GroupId, read: impl Fn(&Engine<Files>) -> raft_engine::Result<T>) -> Result<T, Error> {
         let engine = self.engine()?;
         let mut reason = String::new();
         for _ in 0..READ_ATTEMPTS {
@@ -514,7 +550,36 @@ impl LogStore {
                 Err(panic) => text_of(panic.as_ref()),
             };
         }
-        Err(Error::Damaged { dir: self.inner.dir.clone(), reason })
+        self.inner.unreadable.lock().insert(group);
+        self.inner.any_unreadable.store(true, Ordering::Release);
+        Err(Error::Damaged { dir: self.inner.dir.clone(), reason: format!("group {group}: {reason}") })
+    }
+
+    /// The groups of whose log something could not be read since the last call.
+    pub(crate) fn take_unreadable(&self) -> BTreeSet<GroupId> {
+        if !self.inner.any_unreadable.swap(false, Ordering::AcqRel) {
+            return BTreeSet::new();
+        }
+        std::mem::take(&mut self.inner.unreadable.lock())
+    }
+
+    /// Reads the entries of a group's log from `low` on, as many as fit one read; says where the next begin, `None` when
+    /// there are no more.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] when one can't be read.
+    pub(crate) fn check(&self, group: GroupId, low: u64) -> Result<Option<u64>, Error> {
+        let Some((first, last)) = span(self.engine()?, group) else { return Ok(None) };
+        let low = low.max(first);
+        if low > last {
+            return Ok(None);
+        }
+        match self.entries(group, low, last.saturating_add(1), Some(CHECK_BYTES)) {
+            Ok(entries) => Ok(entries.last().map(|entry| entry.index.saturating_add(1))),
+            // it was cut meanwhile
+            Err(Error::Missing { first, last, .. }) => Ok((first <= last && low < first).then_some(first)),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -582,7 +647,8 @@ fn opening(dir: &Path, error: raft_engine::Error) -> Error {
     }
 }
 
-fn text_of(panic: &(dyn Any + Send)) -> String {
+/// What a panic says.
+pub(crate) fn text_of(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-    text.unwrap_or("raft-engine panicked").to_owned()
+    text.unwrap_or("it says nothing").to_owned()
 }

@@ -165,7 +165,14 @@ impl Bench {
             return Ok(None);
         };
         let mut segments = Vec::with_capacity(plan.parts.len());
-        for part in plan.parts {
+        for mut part in plan.parts {
+            let whole = |segment: &Segment| {
+                ContentHash::from_slice(&segment.hash).is_ok_and(|hash| self.files().contains(&hash))
+            };
+            // one that is damaged and has no other copy can't be taken over by the next
+            if let Some(replaced) = part.replaces.take_if(|replaced| !whole(replaced)) {
+                part.first = replaced.end();
+            }
             match self.write(group, part.topic, part.first, part.end, part.replaces.as_ref()) {
                 Ok(segment) => segments.push(segment),
                 Err(Unmade::Lacking(error) | Unmade::Failed(error)) => return Err(error),
@@ -329,10 +336,23 @@ impl Bench {
 /// Things that happened, counted since the start.
 #[derive(Debug, Default)]
 pub(crate) struct Counts {
+    /// Damage found in logs and state.
+    pub(crate) damage_found: AtomicU64,
+    /// What all groups hold here was lost, and is not there again yet.
+    pub(crate) mending: AtomicBool,
+    /// Damage that was mended, of logs and state.
+    pub(crate) damage_repaired: AtomicU64,
     /// Segments made here that were not what the group agreed on.
     pub(crate) differing: AtomicU64,
     /// Snapshots written here.
     pub(crate) written: AtomicU64,
     /// Snapshots taken over here.
     pub(crate) installed: AtomicU64,
+}
+
+impl Counts {
+    /// At the start; `state`: the state was lost.
+    pub(crate) fn of_damage(state: bool) -> Self {
+        Self { damage_found: AtomicU64::new(state.into()), mending: AtomicBool::new(state), ..Self::default() }
+    }
 }

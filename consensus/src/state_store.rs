@@ -35,6 +35,13 @@ pub const MAX_KEY: usize = 4 << 10;
 
 /// The file that names the directory's backend.
 const BACKEND_FILE: &str = "BACKEND";
+/// The same while it is written.
+const UNFINISHED_FILE: &str = "BACKEND.new";
+/// The file that says that a backend has failed while it ran: the next opening reads all rows before it trusts them. (A
+/// backend reads most of its files only when a row is asked for; one that is damaged would fail the peer at every start.)
+const SUSPECT_FILE: &str = "SUSPECT";
+/// Rows that are read at a time when all of them are: the largest values fill some hundred MiB.
+const CHECKED: usize = 256;
 
 /// The backend of a data directory that has none yet.
 ///
@@ -164,10 +171,36 @@ pub fn open(dir: &Path, backend: Backend, cache_bytes: u64) -> Result<Arc<dyn St
     }));
     let store =
         opened.unwrap_or_else(|_| Err("it panicked, as it does on damaged files".to_owned())).map_err(failed)?;
+    let suspect = dir.join(SUSPECT_FILE);
+    if suspect.exists() {
+        tracing::warn!(dir = %dir.display(), "the state has failed before; all of it is read to see whether it is damaged");
+        check_all(store.as_ref()).map_err(|error| Error::Open {
+            dir: dir.to_owned(),
+            backend: backend.name(),
+            reason: format!("it failed while it ran, and still does: {error}"),
+        })?;
+        fs::remove_file(&suspect).map_err(|source| Error::Io { dir: dir.to_owned(), source })?;
+    }
     for dir in [&path, dir] {
         sync_dir(dir).map_err(|source| Error::Io { dir: dir.to_owned(), source })?;
     }
     Ok(store)
+}
+
+/// Reads all rows.
+fn check_all(store: &dyn StateStore) -> Result<(), String> {
+    let read = || -> Result<(), KvError> {
+        let mut start = Vec::new();
+        loop {
+            let rows = store.scan(&start, &[], CHECKED, false)?;
+            let Some((last, _)) = rows.last().filter(|_| rows.len() == CHECKED) else { return Ok(()) };
+            start = [&last[..], &[0]].concat();
+        }
+    };
+    match catch_unwind(AssertUnwindSafe(read)) {
+        Ok(read) => read.map_err(|error| error.to_string()),
+        Err(_) => Err("it panicked".to_owned()),
+    }
 }
 
 /// Makes the names in a directory durable.
@@ -182,30 +215,49 @@ fn claim(dir: &Path, backend: Backend) -> Result<(), Error> {
     let file = dir.join(BACKEND_FILE);
     match fs::read(&file) {
         Ok(bytes) if bytes == format!("{}\n", backend.name()).as_bytes() => Ok(()),
+        // (that of the other backend is a choice; anything else is damage)
+        Ok(bytes) if is_only(dir, backend) && !is_name(&bytes) => {
+            tracing::error!(
+                file = %file.display(),
+                "the file that names the state's backend was damaged; it is written again. Check this peer's disk"
+            );
+            write_name(dir, backend).map_err(failed)
+        }
         Ok(bytes) => {
             let found = String::from_utf8_lossy(&bytes).trim_end().chars().take(32).collect();
             Err(Error::OtherBackend { dir: dir.to_owned(), found, wanted: backend.name() })
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             // A crash may have left the unfinished file, but nothing else.
-            let unfinished = dir.join("BACKEND.new");
+            let unfinished = dir.join(UNFINISHED_FILE);
             for entry in fs::read_dir(dir).map_err(failed)? {
                 if entry.map_err(failed)?.path() != unfinished {
                     return Err(Error::Foreign { dir: dir.to_owned() });
                 }
             }
-            let write = || -> io::Result<()> {
-                let mut new = File::create(&unfinished)?;
-                new.write_all(format!("{}\n", backend.name()).as_bytes())?;
-                new.sync_all()?;
-                fs::rename(&unfinished, &file)?;
-                let dirs = [Some(dir), dir.parent()].into_iter().flatten();
-                dirs.filter(|dir| !dir.as_os_str().is_empty()).try_for_each(sync_dir)
-            };
-            write().map_err(failed)
+            write_name(dir, backend).map_err(failed)
         }
         Err(error) => Err(failed(error)),
     }
+}
+
+fn write_name(dir: &Path, backend: Backend) -> io::Result<()> {
+    let unfinished = dir.join(UNFINISHED_FILE);
+    let mut new = File::create(&unfinished)?;
+    new.write_all(format!("{}\n", backend.name()).as_bytes())?;
+    new.sync_all()?;
+    fs::rename(&unfinished, dir.join(BACKEND_FILE))?;
+    let dirs = [Some(dir), dir.parent()].into_iter().flatten();
+    dirs.filter(|dir| !dir.as_os_str().is_empty()).try_for_each(sync_dir)
+}
+
+fn is_name(bytes: &[u8]) -> bool {
+    Backend::ALL.iter().any(|backend| bytes == format!("{}\n", backend.name()).as_bytes())
+}
+
+/// Whether a directory holds rows of this backend, and of no other.
+fn is_only(dir: &Path, backend: Backend) -> bool {
+    Backend::ALL.into_iter().all(|other| dir.join(other.name()).is_dir() == (other == backend))
 }
 
 /// Refuses a batch with a key that not every backend takes.
@@ -228,8 +280,12 @@ fn copied(rows: Vec<(Bytes, Bytes)>) -> Box<dyn Kv + Send> {
     Box::new(copy)
 }
 
-/// A backend's failure while it runs.
+/// A backend's failure while it runs. It is noted beside `dir`, the backend's directory, for the next opening.
 fn failure(doing: &str, dir: &Path, error: impl std::fmt::Display) -> KvError {
+    if let Some(parent) = dir.parent() {
+        // where that fails too, there is nothing left to do
+        let _ = File::create(parent.join(SUSPECT_FILE)).and_then(|file| file.sync_all());
+    }
     KvError(format!(
         "cannot {doing} the state in `{}`: {error}; check the disk and its free space, then restart the peer",
         dir.display()

@@ -13,10 +13,11 @@ use canal_proto::log::{ActivationRecord, GroupSpec, Segment, StateOp, Step, Subs
 use canal_proto::{GroupId, TopicId, TriggerId};
 use prost::Message;
 
-use crate::core::keys::{Keys, Table, end_of, tail_number};
+use crate::core::keys::{Keys, Table, end_of};
 use crate::core::kv::{KvError, WriteBatch};
 use crate::core::machine;
-use crate::core::rows::{BlobRow, Counter, OutboxRow, OutboxTopic, Topic};
+use crate::core::outgoing::{self, Batch};
+use crate::core::rows::{BlobRow, Counter, OutboxTopic, Topic};
 use crate::core::txn::{Txn, decode};
 use crate::files::{self, Files};
 use crate::log_store::{self, LogStore};
@@ -27,7 +28,8 @@ mod kept;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub(crate) use events::Source;
+pub(crate) use events::OnDisk;
+pub use events::{Content, Source};
 
 /// All rows of a table that has a bound of its own.
 const ALL: usize = usize::MAX / 2;
@@ -102,7 +104,8 @@ impl View {
     /// # Errors
     /// [`Error::OutOfRange`] before the topic's oldest event, [`Error::Lacking`] when another replica has to be asked.
     pub fn events(&self, topic: TopicId, from: u64, max: usize, max_bytes: usize) -> Result<Vec<Stored>, Error> {
-        let source = Source { group: self.group, kv: self.kv.as_ref(), log: &self.log, files: &self.files };
+        let content = OnDisk { log: &self.log, files: &self.files };
+        let source = Source { group: self.group, kv: self.kv.as_ref(), content: &content };
         source.events(topic, from, max, max_bytes)
     }
 
@@ -168,18 +171,12 @@ impl View {
 
     /// Topics elsewhere for which effects wait.
     pub fn outbox_topics(&self) -> Result<Vec<(TopicId, OutboxTopic)>, KvError> {
-        let rows = self.scan::<OutboxTopic>(&self.keys.one(Table::OutboxTopics), ALL)?;
-        Ok(rows
-            .into_iter()
-            .filter(|(_, queue)| queue.acked < queue.last)
-            .map(|(key, queue)| (TopicId(tail_number(&key)), queue))
-            .collect())
+        outgoing::queues(self.kv.as_ref(), self.group)
     }
 
-    /// The first `limit` effects that wait for a topic, with their sequences.
-    pub fn outbox(&self, topic: TopicId, limit: usize) -> Result<Vec<(u64, OutboxRow)>, KvError> {
-        let rows = self.scan(&self.keys.topic_only(Table::Outbox, topic), limit)?;
-        Ok(rows.into_iter().map(|(key, row)| (tail_number(&key), row)).collect())
+    /// The first effects that wait for a topic: at most `max`, and of no more than about `max_bytes` (one in any case).
+    pub fn outbox(&self, topic: TopicId, max: usize, max_bytes: usize) -> Result<Option<Batch>, KvError> {
+        outgoing::batch(self.kv.as_ref(), self.group, topic, max, max_bytes)
     }
 
     /// At most `limit` records of a trigger's runs, the newest first.

@@ -10,6 +10,7 @@
 //! A store that fails stops the thread for good: a replica whose disk can't be trusted must not vote.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -26,10 +27,12 @@ use crate::core::kv::KvError;
 use crate::core::log::LogReader;
 use crate::core::machine::Reply;
 use crate::handle::{self, Error, Inner, MAX_INBOX, Options, Outgoing, Shared};
-use crate::log_store::{Compacted, LogStore};
+use crate::log_store::{Compacted, LogStore, text_of};
+use crate::scrub::Scrub;
 use crate::sealer::{Made, Pool};
 use crate::transfer::{Fetch, Transfer};
 
+mod damage;
 mod flusher;
 mod history;
 mod open;
@@ -116,6 +119,8 @@ struct Member {
     shared: Arc<Shared>,
     history: History,
     leads: bool,
+    /// Something of its log can't be read.
+    unreadable: bool,
 }
 
 /// A replica that is to be removed once the work on its files is done.
@@ -133,6 +138,7 @@ pub(crate) struct Worker {
     pool: Pool,
     transfer: Transfer,
     flusher: Flusher,
+    scrub: Scrub,
     peer: PeerId,
     tick: Duration,
     ticks: Ticks,
@@ -184,6 +190,7 @@ impl Worker {
         };
         let transfer = Transfer::start(inner.files.clone(), fetch, report).map_err(Error::Thread)?;
         let flusher = Flusher::start(&inner).map_err(Error::Thread)?;
+        let scrub = Scrub::start(&inner).map_err(Error::Thread)?;
         let mut worker = Self {
             inner,
             requests,
@@ -191,6 +198,7 @@ impl Worker {
             pool,
             transfer,
             flusher,
+            scrub,
             peer: options.peer,
             tick: options.tick,
             ticks: options.ticks,
@@ -219,14 +227,17 @@ impl Worker {
 
     /// Takes turns until told to stop, or until a store fails.
     pub(crate) fn run(mut self) {
-        if let Err(error) = self.turns() {
+        // what is taken for granted and does not hold (a store that lies, say) must not leave a peer that seems to live
+        let ended = catch_unwind(AssertUnwindSafe(|| self.turns().map_err(|error| error.to_string())));
+        let ended = ended.unwrap_or_else(|panic| Err(format!("the raft thread panicked: {}", text_of(panic.as_ref()))));
+        if let Err(error) = ended {
             tracing::error!(%error, "the stores of this peer failed; its groups stop and no longer vote");
-            self.inner.failed.send_replace(Some(error.to_string()));
+            self.inner.failed.send_replace(Some(error));
         }
-        let Self { inner, requests, pool, transfer, flusher, .. } = self;
+        let Self { inner, requests, pool, transfer, flusher, scrub, .. } = self;
         // nobody listens any more, so the other threads end with what they do at the moment
         drop(requests);
-        drop((transfer, pool, flusher));
+        drop((transfer, pool, flusher, scrub));
         if let Err(error) = inner.kv.flush() {
             tracing::warn!(%error, "applied state was not flushed; it is replayed from the log at the next start");
         }
@@ -296,3 +307,6 @@ impl Worker {
         Ok(heads)
     }
 }
+
+#[cfg(test)]
+mod tests;

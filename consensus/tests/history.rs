@@ -61,7 +61,7 @@ impl Mesh {
             let leader = self.leader().await;
             match self.group(leader).propose(kind.clone()).await {
                 Ok(_) => return,
-                Err(Error::Refused(Refused::NotLeader | Refused::Busy)) => {}
+                Err(Error::Refused(Refused::NotLeader | Refused::Uncertain | Refused::Busy)) => {}
                 Err(error) => panic!("refused: {error}"),
             }
         }
@@ -76,7 +76,7 @@ impl Mesh {
             };
             match answer {
                 Ok(_) => return,
-                Err(Error::Refused(Refused::NotLeader | Refused::Busy) | Error::Stopped) => {}
+                Err(Error::Refused(Refused::NotLeader | Refused::Uncertain | Refused::Busy) | Error::Stopped) => {}
                 Err(error) => panic!("refused: {error}"),
             }
         }

@@ -42,6 +42,8 @@
 
 pub mod core;
 mod driver;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 pub mod peer_id;
 mod routes;
 mod store;

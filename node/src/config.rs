@@ -154,7 +154,7 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Whether to look for peers on the local network.
     pub mdns: bool,
-    /// Length of a Raft tick in milliseconds; elections start after 10 to 20 of them.
+    /// Length of a Raft tick in milliseconds; a leader that is silent for 11 of them is replaced.
     pub tick_ms: u64,
     /// Memory for reading applied state, in MiB.
     pub state_cache_mb: u64,

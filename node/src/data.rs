@@ -49,6 +49,11 @@ pub enum InUse {
     Address(String, String),
 }
 
+/// A small file is not what was written.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is damaged: {}; restore it from a copy. Its format is in docs/format.md", .0.display(), .1)]
+pub struct Damaged(PathBuf, String);
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct Membership {
     name: String,
@@ -62,6 +67,9 @@ struct Forgotten {
     boot: u64,
     /// Number of the directory.
     aside: u32,
+    /// It is damaged, and not older than it should be.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    damaged: bool,
 }
 
 /// The data directory, locked.
@@ -69,6 +77,8 @@ struct Forgotten {
 pub struct Data {
     dir: PathBuf,
     _lock: File,
+    /// What was held was damaged, and moved aside by this start.
+    discarded: bool,
 }
 
 impl Data {
@@ -92,8 +102,8 @@ impl Data {
                 return Err(error).with_context(|| format!("{} can't be locked", path.display()));
             }
         }
-        let data = Self { dir: dir.to_owned(), _lock: lock };
-        data.move_aside()?;
+        let mut data = Self { dir: dir.to_owned(), _lock: lock, discarded: false };
+        data.discarded = data.move_aside()?;
         Ok(data)
     }
 
@@ -109,9 +119,13 @@ impl Data {
 
     fn boot(&self) -> Result<u64> {
         let path = self.dir.join("boot");
-        match fs::read_to_string(&path) {
-            Ok(text) => text.trim().parse().with_context(|| {
-                format!("{} is damaged; move the directory away to begin as a new peer", path.display())
+        match fs::read(&path) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).trim().parse().with_context(|| {
+                format!(
+                    "{} is damaged: it has the number of starts of this peer, as `canal peer ls` at another peer shows it. Write \
+                     that number, or a larger one, into it, or restore the data directory from a copy",
+                    path.display()
+                )
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
             Err(error) => Err(error).with_context(|| format!("{} can't be read", path.display())),
@@ -124,7 +138,7 @@ impl Data {
 
     /// The highest starts that were seen of other peers.
     pub fn seen_starts(&self) -> Result<BTreeMap<PeerId, Start>> {
-        let seen: BTreeMap<String, Start> = self.read("seen-starts.json")?.unwrap_or_default();
+        let seen: BTreeMap<String, Start> = self.read_or_lose("seen-starts.json")?;
         seen.into_iter().map(|(peer, start)| Ok((peer.parse()?, start))).collect()
     }
 
@@ -150,15 +164,32 @@ impl Data {
     /// # Errors
     /// When that was done too often already, or the note can't be written.
     pub fn forget(&self, seen: u64) -> Result<()> {
+        self.note_forgotten(seen, false)
+    }
+
+    /// Notes that what this peer holds of groups is damaged, and is to be moved aside by the next [`Self::open`].
+    ///
+    /// # Errors
+    /// As [`Self::forget`].
+    pub fn discard(&self) -> Result<()> {
+        self.note_forgotten(self.boot()?, true)
+    }
+
+    /// Whether what this peer held was damaged, and moved aside by this start.
+    pub fn discarded(&self) -> bool {
+        self.discarded
+    }
+
+    fn note_forgotten(&self, seen: u64, damaged: bool) -> Result<()> {
         let free = (1..=MAX_ASIDE).find(|n| !self.aside(*n).exists());
         let Some(aside) = free else {
             bail!(
-                "this peer has begun anew {MAX_ASIDE} times: does another process run with a copy of {}? end it, then \
-                 remove the forgotten-* directories",
+                "this peer has begun anew {MAX_ASIDE} times: does another process run with a copy of {}, or is its disk \
+                 failing? End it, or replace the disk, then remove the forgotten-* directories",
                 self.dir.display()
             );
         };
-        self.write("forgotten.json", &Forgotten { boot: seen, aside })
+        self.write("forgotten.json", &Forgotten { boot: seen, aside, damaged })
     }
 
     fn aside(&self, number: u32) -> PathBuf {
@@ -166,8 +197,8 @@ impl Data {
     }
 
     /// Moves aside what can't be trusted, if there is such a note. Can be done again from any point.
-    fn move_aside(&self) -> Result<()> {
-        let Some(forgotten) = self.read::<Forgotten>("forgotten.json")? else { return Ok(()) };
+    fn move_aside(&self) -> Result<bool> {
+        let Some(forgotten) = self.read::<Forgotten>("forgotten.json")? else { return Ok(false) };
         let aside = self.aside(forgotten.aside);
         let move_all = || -> std::io::Result<()> {
             fs::create_dir_all(&aside)?;
@@ -182,7 +213,14 @@ impl Data {
         };
         move_all().with_context(|| format!("what this peer held can't be moved to {}", aside.display()))?;
         self.set_boot(self.boot()?.max(forgotten.boot))?;
-        self.remove("forgotten.json")
+        self.remove("forgotten.json")?;
+        if forgotten.damaged {
+            tracing::error!(
+                aside = %aside.display(),
+                "what this peer held was damaged: it was moved aside, and its groups make its replicas anew"
+            );
+        }
+        Ok(forgotten.damaged)
     }
 
     fn remove(&self, name: &str) -> Result<()> {
@@ -205,7 +243,11 @@ impl Data {
         let path = self.dir.join("identity");
         match fs::read(&path) {
             Ok(bytes) => Keypair::from_protobuf_encoding(&bytes).with_context(|| {
-                format!("{} is damaged; restore it, or remove the directory to start as a new peer", path.display())
+                format!(
+                    "{} is damaged; restore it from a copy. Without it this peer can't be itself: a new one, with another \
+                     data directory, takes its place in groups with other replicas",
+                    path.display()
+                )
             }),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let keys = Keypair::generate_ed25519();
@@ -242,7 +284,7 @@ impl Data {
 
     /// Notes the port that was chosen for `listen`.
     pub fn set_port(&self, listen: &str, port: u16) -> Result<()> {
-        let mut ports: BTreeMap<String, u16> = self.read("ports.json")?.unwrap_or_default();
+        let mut ports: BTreeMap<String, u16> = self.read_or_lose("ports.json")?;
         ports.insert(listen.to_owned(), port);
         self.write("ports.json", &ports)
     }
@@ -261,6 +303,20 @@ impl Data {
     pub fn set_contact(&self, peer: PeerId, mesh: &str, addresses: &[String]) -> Result<()> {
         let contact = Contact { peer: peer.to_string(), mesh: mesh.to_owned(), addresses: addresses.to_vec() };
         self.write("peer.json", &contact)
+    }
+
+    /// Reads a file that this peer can do without: one that is damaged is moved aside.
+    fn read_or_lose<T: for<'de> Deserialize<'de> + Default>(&self, name: &str) -> Result<T> {
+        match self.read(name) {
+            Ok(value) => Ok(value.unwrap_or_default()),
+            Err(error) if error.is::<Damaged>() => {
+                let (path, aside) = (self.dir.join(name), self.dir.join(format!("{name}.damaged")));
+                tracing::error!(%error, aside = %aside.display(), "a small file is damaged; it is moved aside, and begun anew");
+                fs::rename(&path, &aside).with_context(|| format!("{} can't be moved aside", path.display()))?;
+                Ok(T::default())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn read<T: for<'de> Deserialize<'de>>(&self, name: &str) -> Result<Option<T>> {
@@ -300,7 +356,7 @@ fn read<T: for<'de> Deserialize<'de>>(dir: &Path, name: &str) -> Result<Option<T
     let path = dir.join(name);
     match fs::read(&path) {
         Ok(bytes) => {
-            Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))?))
+            Ok(Some(serde_json::from_slice(&bytes).map_err(|error| Damaged(path.clone(), error.to_string()))?))
         }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("{} can't be read", path.display())),
@@ -385,5 +441,49 @@ mod tests {
             data.move_aside().unwrap();
         }
         assert!(data.forget(1).unwrap_err().to_string().contains("does another process run"));
+    }
+
+    #[test]
+    fn a_damaged_file_says_what_to_do_and_what_can_be_done_without_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::open(dir.path()).unwrap();
+        data.identity().unwrap();
+        data.count_boot().unwrap();
+        data.set_mesh("home", MeshId([1; 16])).unwrap();
+        data.set_port("127.0.0.1:0", 4041).unwrap();
+        data.set_seen_starts(&[(PeerId::from_public_key([0; 32]), Start { boot: 3, nonce: 4 })].into()).unwrap();
+        for name in ["identity", "boot", "mesh.json", "ports.json", "seen-starts.json", "known-peers.json"] {
+            std::fs::write(dir.path().join(name), b"{\xff").unwrap();
+        }
+        let says = |refused: anyhow::Error, parts: &[&str]| {
+            let text = format!("{refused:#}");
+            assert!(parts.iter().all(|part| text.contains(part)), "{text}");
+        };
+        says(data.identity().unwrap_err(), &["identity is damaged", "restore it from a copy"]);
+        says(data.count_boot().unwrap_err(), &["boot is damaged", "a larger one"]);
+        says(data.mesh("home").unwrap_err(), &["mesh.json is damaged", "restore it from a copy", "docs/format.md"]);
+        // hints: a port is chosen again, addresses are found again, starts are told again
+        assert_eq!((data.port("127.0.0.1:0"), data.known_peers()), (None, Vec::new()));
+        data.set_port("127.0.0.1:0", 4042).unwrap();
+        assert_eq!(data.port("127.0.0.1:0"), Some(4042));
+        assert!(data.seen_starts().unwrap().is_empty());
+        assert!(dir.path().join("seen-starts.json.damaged").exists());
+    }
+
+    #[test]
+    fn what_is_damaged_is_moved_aside_by_the_next_start_which_knows() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = Data::open(dir.path()).unwrap();
+        data.count_boot().unwrap();
+        std::fs::create_dir(dir.path().join("log")).unwrap();
+        data.discard().unwrap();
+        let text = std::fs::read_to_string(dir.path().join("forgotten.json")).unwrap();
+        assert_eq!(text, "{\n  \"boot\": 1,\n  \"aside\": 1,\n  \"damaged\": true\n}");
+        drop(data);
+        let data = Data::open(dir.path()).unwrap();
+        assert!(data.discarded() && dir.path().join("forgotten-1/log").is_dir());
+        assert_eq!(data.count_boot().unwrap(), 2);
+        drop(data);
+        assert!(!Data::open(dir.path()).unwrap().discarded());
     }
 }

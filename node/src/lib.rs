@@ -7,7 +7,7 @@
 
 pub mod cli;
 pub mod config;
-mod data;
+pub mod data;
 mod net;
 mod node;
 mod peer;

@@ -36,7 +36,11 @@ use tokio_util::compat::FuturesAsyncReadCompatExt;
 
 use crate::data::{Data, InUse};
 
+mod guests;
 pub mod links;
+pub mod refused;
+
+use refused::{Reason, Refused};
 
 /// Address by which a peer reaches itself, in memory.
 pub const SELF: &str = "self";
@@ -100,6 +104,7 @@ struct Behaviour {
     ping: ping::Behaviour,
     streams: libp2p_stream::Behaviour,
     mdns: Toggle<mdns::tokio::Behaviour>,
+    guests: guests::Behaviour,
 }
 
 enum Command {
@@ -127,6 +132,7 @@ struct Shared {
     neighbours: AtomicUsize,
     discovered: Mutex<BTreeSet<String>>,
     known: Mutex<HashMap<PeerId, Vec<String>>>,
+    refused: Refused,
 }
 
 /// What the network runs on.
@@ -154,7 +160,14 @@ pub async fn start(
     let Parts { keys, mesh, listen, mdns } = parts;
     let local = keys.public().to_peer_id();
     let kad = canal_dht::behaviour(local, &mesh, routes.clone())?;
-    let mut swarm = build(keys, &mesh, kad, mdns)?;
+    let shared = Arc::new(Shared {
+        addresses: watch::Sender::new(Vec::new()),
+        neighbours: AtomicUsize::new(0),
+        discovered: Mutex::default(),
+        known: Mutex::default(),
+        refused: Refused::default(),
+    });
+    let mut swarm = build(keys, &mesh, kad, mdns, shared.clone())?;
     let addresses = listen_at(&mut swarm, &listen, data).await?;
     let (driver, dht) = Driver::new(routes);
     let (incoming, served) = mpsc::channel(MAX_INCOMING);
@@ -162,23 +175,19 @@ pub async fn start(
     for protocol in Protocol::ALL {
         let name = StreamProtocol::try_from_owned(request::protocol(&mesh, protocol.what()))?;
         let mut streams = control.accept(name).context("a protocol is accepted twice")?;
-        let incoming = incoming.clone();
+        let (incoming, shared) = (incoming.clone(), shared.clone());
         tasks.spawn(async move {
             while let Some((peer, stream)) = streams.next().await {
                 let Ok(peer) = from_libp2p(&peer) else { continue };
                 let stream: BoxStream = Box::new(stream.compat());
                 if incoming.try_send(Incoming { protocol, peer, stream }).is_err() {
+                    shared.refused.count(Reason::Streams);
                     tracing::warn!(%peer, what = protocol.what(), "too many streams wait to be served; one is closed");
                 }
             }
         });
     }
-    let shared = Arc::new(Shared {
-        addresses: watch::Sender::new(addresses),
-        neighbours: AtomicUsize::new(0),
-        discovered: Mutex::default(),
-        known: Mutex::default(),
-    });
+    shared.addresses.send_replace(addresses);
     let (commands, receiver) = mpsc::channel(MAX_COMMANDS);
     let actor = Actor {
         swarm,
@@ -195,7 +204,13 @@ pub async fn start(
     Ok((Net(Arc::new(Inner { local, mesh, commands, control, incoming, shared })), dht, served))
 }
 
-fn build(keys: Keypair, mesh: &str, kad: kad::Behaviour<RouteStore>, mdns: bool) -> Result<Swarm<Behaviour>> {
+fn build(
+    keys: Keypair,
+    mesh: &str,
+    kad: kad::Behaviour<RouteStore>,
+    mdns: bool,
+    shared: Arc<Shared>,
+) -> Result<Swarm<Behaviour>> {
     let identify = identify::Config::new(request::protocol(mesh, "identify"), keys.public())
         .with_agent_version(format!("canal/{}", env!("CARGO_PKG_VERSION")));
     let local = keys.public().to_peer_id();
@@ -215,6 +230,7 @@ fn build(keys: Keypair, mesh: &str, kad: kad::Behaviour<RouteStore>, mdns: bool)
         ping: ping::Behaviour::default(),
         streams: libp2p_stream::Behaviour::new(),
         mdns: mdns.into(),
+        guests: guests::Behaviour::new(shared),
     };
     Ok(SwarmBuilder::with_existing_identity(keys)
         .with_tokio()
@@ -317,6 +333,11 @@ impl Net {
     /// Peers of the mesh with a connection.
     pub fn neighbours(&self) -> usize {
         self.0.shared.neighbours.load(Ordering::Relaxed)
+    }
+
+    /// What was refused.
+    pub fn refused(&self) -> &Refused {
+        &self.0.shared.refused
     }
 
     /// Addresses of peers that answered on the local network.

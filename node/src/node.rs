@@ -15,11 +15,12 @@ use canal_sdk::{Client, Target};
 use canal_triggers::runtime::Runtime;
 use libp2p::identity::Keypair;
 use parking_lot::RwLock;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::config::Config;
 use crate::data::Data;
 use crate::net::Net;
+use crate::net::links::Links;
 use crate::peers::PeerTable;
 use crate::starts::{Start, Starts};
 
@@ -41,6 +42,8 @@ pub struct Node {
     pub groups: Handle,
     /// The network.
     pub net: Net,
+    /// Raft messages on their way to other peers.
+    pub links: Arc<Links>,
     /// The DHT.
     pub dht: canal_dht::Handle,
     /// Runs functions.
@@ -67,6 +70,8 @@ pub struct Node {
     pub draining: AtomicBool,
     /// The process is on its way out: it leads nothing new.
     pub stopping: AtomicBool,
+    /// Room for publishes that wait for a leader.
+    pub waiting: Semaphore,
 }
 
 /// Milliseconds since 1970-01-01 UTC.
@@ -118,12 +123,12 @@ impl Node {
         {
             // one that is being filled has nothing to answer with; others are named to whoever asks
             let status = handle.status();
-            return (!status.hollow && !status.installing).then_some((handle, topic));
+            return (!status.hollow && !status.installing && !status.forgotten).then_some((handle, topic));
         }
         self.groups.groups().into_iter().find_map(|group| {
             let status = group.status();
             let topic = status.spec.topics.iter().find(|topic| topic.name == name)?;
-            if status.hollow || status.installing {
+            if status.hollow || status.installing || status.forgotten {
                 return None;
             }
             Some((group, TopicId(topic.id)))
@@ -160,7 +165,9 @@ impl Node {
     /// What a request to one of this peer's groups came to.
     pub fn refusal(&self, group: &GroupHandle, error: canal_consensus::Error) -> WireError {
         match error {
-            canal_consensus::Error::Refused(Refused::NotLeader) => self.not_leader(&group.status()),
+            canal_consensus::Error::Refused(Refused::NotLeader | Refused::Uncertain) => {
+                self.not_leader(&group.status())
+            }
             canal_consensus::Error::Refused(Refused::Busy) => {
                 WireError::new(Code::WouldBlock, "the group is busy; try again")
             }

@@ -21,7 +21,7 @@ use canal_proto::{GroupId, MeshId, PeerId, route};
 use canal_sdk::{BetweenPeers, Client, Connection, Opening, Options, Transport};
 use canal_triggers::runtime::Runtime;
 use parking_lot::RwLock;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::config::Config;
@@ -42,7 +42,8 @@ const JOIN_RETRY: Duration = Duration::from_millis(300);
 const GREETING: Duration = Duration::from_secs(3);
 /// How long other peers are waited for to take over leadership.
 const HAND_OVER: Duration = Duration::from_secs(3);
-/// A tick count that suits local and wide networks: leaders beat every 2 ticks, elections start after 10 to 20.
+/// Tick counts that suit local and wide networks: leaders beat every 2 ticks; after 10 without a word of theirs, elections
+/// begin.
 const TICKS: Ticks = Ticks { election: 10, heartbeat: 2 };
 
 /// A running peer.
@@ -89,7 +90,13 @@ pub struct Starting {
     incoming: tokio::sync::mpsc::Receiver<net::Incoming>,
     tasks: JoinSet<()>,
     routes: Routes,
+    discard: bool,
 }
+
+/// What the peer holds is damaged, and is moved aside by the next start: it has to be started again.
+#[derive(Debug, thiserror::Error)]
+#[error("what this peer holds is damaged; it is moved aside when the peer is started again")]
+pub struct BeginsAnew;
 
 impl Starting {
     /// Locks the data directory and brings the network up.
@@ -114,7 +121,12 @@ impl Starting {
         let (net, dht, incoming) = net::start(parts, &data, routes.clone(), &mut tasks).await?;
         let id = from_libp2p(&keys.public().to_peer_id())?;
         data.set_contact(id, &config.mesh, &net.addresses())?;
-        Ok(Self { config, data, starts, keys, net, dht, incoming, tasks, routes })
+        Ok(Self { config, data, starts, keys, net, dht, incoming, tasks, routes, discard: false })
+    }
+
+    /// Lets go of what the peer holds if that is damaged, although groups may need it.
+    pub fn discard_damaged(&mut self) {
+        self.discard = true;
     }
 
     /// What to tell the user.
@@ -131,9 +143,9 @@ impl Starting {
     /// Finds or founds the mesh, and takes up work. Waits for as long as no peer of the mesh can be reached.
     ///
     /// # Errors
-    /// When the stores can't be opened.
+    /// When the stores can't be opened; [`BeginsAnew`] when the peer is to be started again.
     pub async fn join(self) -> Result<Peer> {
-        let Self { config, data, starts, keys, net, dht, incoming, mut tasks, routes } = self;
+        let Self { discard, config, data, starts, keys, net, dht, incoming, mut tasks, routes } = self;
         let links = Links::new(starts.clone());
         let transfer = Transfer::new();
         let budget = config.log_budget_mb << 20;
@@ -149,7 +161,18 @@ impl Starting {
             ticks: TICKS,
             history: canal_consensus::History { log_bytes: budget, seal_bytes: config.seal_kb << 10, ..defaults },
         };
-        let (service, groups) = Service::open(options, links.clone(), transfer.clone())?;
+        let (service, groups) = match Service::open(options, links.clone(), transfer.clone()) {
+            Ok(opened) => opened,
+            Err(canal_consensus::Error::Damaged(damage)) if damage.heals() || discard => {
+                tracing::error!(%damage, "what this peer holds is discarded");
+                data.discard()?;
+                return Err(BeginsAnew.into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if data.discarded() {
+            groups.begun_anew();
+        }
         let transport: Arc<dyn Transport> = Arc::new(net.clone());
         let mesh = match data.mesh(&config.mesh)?.or(mesh_of(&groups)) {
             Some(mesh) => mesh,
@@ -182,6 +205,7 @@ impl Starting {
             mesh,
             groups,
             net,
+            links: links.clone(),
             dht,
             runtime,
             client,
@@ -195,6 +219,7 @@ impl Starting {
             joined: AtomicBool::new(false),
             draining: AtomicBool::new(data.draining()),
             stopping: AtomicBool::new(false),
+            waiting: Semaphore::new(serve::MAX_WAITING),
         });
         transfer.connect(&node);
         tasks.spawn(serve::run(node.clone(), incoming));

@@ -5,6 +5,9 @@ use prost::Message;
 
 use crate::limits::MAX_FRAME;
 
+/// Steps that a small message may take to read, whatever its length.
+const BASE_STEPS: usize = 64 << 10;
+
 /// Why a frame was refused. The stream can't go on after it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -15,6 +18,9 @@ pub enum Error {
     /// The bytes are not the message that belongs here.
     #[error("a frame that can't be read: {0}")]
     Malformed(String),
+    /// It is made of so many small parts that it would take many times its own size in memory.
+    #[error("a frame of {0} bytes with more parts than any message of that size has; send fewer at a time")]
+    TooManyParts(usize),
 }
 
 /// Appends a message as a frame.
@@ -53,10 +59,53 @@ pub fn decode<M: Message + Default>(input: &mut BytesMut) -> Result<Option<M>, E
     }
 }
 
+/// Decodes a message, and gives up when it has more parts than one of its size should have: an empty message costs two
+/// bytes on the wire and hundreds in memory, so a hostile frame could take a hundred times its size. Reading a number, or
+/// the bytes of a field, is a step; a field has two or three. `bytes_a_step` is what a step of an honest large message
+/// stands for at least; small messages have plenty in any case.
+pub fn read<M: Message + Default>(frame: Bytes, bytes_a_step: usize) -> Result<M, Error> {
+    let length = frame.len();
+    let mut metered = Metered { frame, left: BASE_STEPS.saturating_add(length / bytes_a_step.max(1)) };
+    let message = M::decode(&mut metered);
+    // when no step was left, the rest looked like the end
+    if metered.left == 0 {
+        return Err(Error::TooManyParts(length));
+    }
+    message.map_err(|e| Error::Malformed(e.to_string()))
+}
+
+/// Bytes that end when too many steps were taken.
+struct Metered {
+    frame: Bytes,
+    left: usize,
+}
+
+impl Buf for Metered {
+    fn remaining(&self) -> usize {
+        if self.left == 0 { 0 } else { self.frame.remaining() }
+    }
+
+    fn chunk(&self) -> &[u8] {
+        if self.left == 0 { &[] } else { self.frame.chunk() }
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.frame.advance(count);
+        self.left = self.left.saturating_sub(1);
+    }
+
+    fn copy_to_bytes(&mut self, length: usize) -> Bytes {
+        self.left = self.left.saturating_sub(1);
+        // what was asked for is there: it was looked at before this step
+        self.frame.copy_to_bytes(length)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::event::Event;
+    use crate::peer::{RaftBatch, RaftEnvelope, RaftMessage};
 
     #[test]
     fn a_frame_is_pinned_and_comes_back() {
@@ -68,6 +117,23 @@ mod tests {
         assert_eq!(decode::<Event>(&mut partial), Ok(None));
         assert_eq!(decode(&mut bytes), Ok(Some(event)));
         assert!(bytes.is_empty());
+    }
+
+    #[test]
+    fn a_frame_of_empty_parts_is_refused_and_an_honest_one_is_read() {
+        let empty = Bytes::from([0x0a, 0].repeat(MAX_FRAME / 2));
+        assert_eq!(read::<RaftBatch>(empty.clone(), 16), Err(Error::TooManyParts(empty.len())));
+        let heartbeat = RaftMessage { msg_type: 8, to: 1, from: 2, term: 3, commit: 4, ..RaftMessage::default() };
+        let messages = vec![RaftEnvelope { group: u64::MAX, message: heartbeat }; 4096];
+        let batch = RaftBatch { messages };
+        let bytes = Bytes::from(batch.encode_to_vec());
+        assert_eq!(read(bytes, 16), Ok(batch));
+        let garbage = Bytes::from_static(&[0xff, 0xff]);
+        assert!(matches!(read::<Event>(garbage, 16), Err(Error::Malformed(_))));
+        // bytes are not copied
+        let bytes = Bytes::from(Event::new("payload").encode_to_vec());
+        let inside = bytes.as_ptr_range();
+        assert_eq!(read::<Event>(bytes, 1).map(|event| inside.contains(&event.payload.as_ptr())), Ok(true));
     }
 
     #[test]

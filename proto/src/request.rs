@@ -237,6 +237,12 @@ pub struct Resolve {
     /// Asks the DHT again, whatever is cached.
     #[prost(bool, tag = "2")]
     pub fresh: bool,
+    /// A replica id: a peer that holds a replica waits until it knows another leader than this one.
+    #[prost(uint64, tag = "3")]
+    pub other_than: u64,
+    /// For how long it waits, at the most; then it answers what it knows.
+    #[prost(uint32, tag = "4")]
+    pub wait_ms: u32,
 }
 
 /// Where something lives.
@@ -573,6 +579,35 @@ pub struct PeerStatus {
     /// Peers that it has heard of lately, itself included.
     #[prost(uint32, tag = "13")]
     pub known: u32,
+    /// Raft messages sent to other peers, since the start.
+    #[prost(uint64, tag = "14")]
+    pub raft_messages: u64,
+    /// Frames that they travelled in.
+    #[prost(uint64, tag = "15")]
+    pub raft_frames: u64,
+    /// Bytes of these frames.
+    #[prost(uint64, tag = "16")]
+    pub raft_bytes: u64,
+    /// Damage found on its disk since the start: files, logs of groups, state.
+    #[prost(uint64, tag = "17")]
+    pub damage_found: u64,
+    /// Damage that was made good since the start.
+    #[prost(uint64, tag = "18")]
+    pub damage_repaired: u64,
+    /// What came from outside and was refused since the start, by reason; only what was refused at all.
+    #[prost(message, repeated, tag = "19")]
+    pub refused: Vec<RefusedCount>,
+}
+
+/// How often something was refused for one reason.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct RefusedCount {
+    /// `connections` and `streams` above what the peer serves, `incompatible`, `malformed`, `late`, `unread`, `busy`.
+    #[prost(string, tag = "1")]
+    pub reason: String,
+    /// How often.
+    #[prost(uint64, tag = "2")]
+    pub count: u64,
 }
 
 /// How a group stands, at the replica that answers.

@@ -183,7 +183,7 @@ impl Client {
             }
             let mut fresh = fresh;
             loop {
-                let ask = Ask::Resolve(Resolve { name: name.clone(), fresh });
+                let ask = Ask::Resolve(Resolve { name: name.clone(), fresh, ..Resolve::default() });
                 let error = match client.call_until(Target::Any, ask, deadline).await {
                     Ok(Answered { answer: Answer::Route(route), .. }) => {
                         client.0.routes.put(&name, route.clone());

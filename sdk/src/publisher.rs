@@ -30,6 +30,7 @@ use crate::Error;
 use crate::backoff::random;
 use crate::client::{Client, Target};
 
+mod news;
 mod pump;
 mod window;
 

@@ -121,6 +121,24 @@ async fn a_leader_that_falls_silent_is_left_and_nothing_doubles() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_others_are_asked_about_a_silent_leader_before_it_is_given_up() {
+    let fake = Fake::new(3);
+    fake.topic("t", 1);
+    let publisher = fake.client(2).publisher("t").await.unwrap();
+    publisher.publish("e0".into_event()).await.unwrap();
+    fake.behave(1, Behaviour::Silent);
+    let begun = tokio::time::Instant::now();
+    let pending = publisher.send("e1".into_event()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    // as long as they name the silent one, nothing is sent twice
+    assert_eq!(fake.published_at(), [1, 1]);
+    fake.lead(3);
+    pending.await.unwrap();
+    assert!(begun.elapsed() < Duration::from_millis(700), "{:?}", begun.elapsed());
+    assert_eq!((fake.published_at(), fake.logged("t").len()), (vec![1, 1, 3], 2));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_full_window_blocks_and_gives_the_event_back() {
     let fake = Fake::new(1);
     fake.topic("t", 1);

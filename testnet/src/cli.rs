@@ -10,7 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::emulated::{Network, Quality};
 use crate::{Options, Scenario, Testnet};
-use crate::{control, demo, fill};
+use crate::{chaos, control, demo, failover, fill};
 
 /// Exit code of a run that was interrupted: what a shell gives a program that SIGINT ended.
 const INTERRUPTED: u8 = 130;
@@ -32,7 +32,8 @@ enum Command {
         /// Where data and logs go; a directory that was used before is taken up again [default: a temporary one]
         #[arg(long, value_name = "DIR")]
         dir: Option<PathBuf>,
-        /// Gives each peer a network namespace of its own, even if the scenario names no links (needs root)
+        /// Gives each peer a network namespace of its own, even if the scenario names no links (needs root or user
+        /// namespaces, and /dev/net/tun)
         #[arg(long)]
         emulate: bool,
         /// Seed of the emulated network's losses and jitter
@@ -43,8 +44,15 @@ enum Command {
     Link(LinkArguments),
     /// Streams real readings through functions on real peers, kills a leader, and checks every promise
     Demo(demo::Options),
+    /// Kills the leader of a group again and again under a publisher, and shows how long it is without receipts; and what
+    /// peers cost that have nothing to do
+    Failover(failover::Options),
+    /// Makes faults in real peers under load, by a plan that the seed fixes, and checks the whole history in the end
+    Chaos(chaos::Options),
     /// Fills a topic with many small events, and shows what they cost each peer
     Fill(fill::Options),
+    /// Simulates meshes under faults, each from a seed
+    Sim(crate::sim::cli::Options),
     /// Is the `canal` program: `canal-testnet canal help`
     #[command(disable_help_flag = true)]
     Canal {
@@ -149,11 +157,12 @@ fn scenario(path: &std::path::Path) -> Result<Scenario> {
 
 /// The emulated network that a command asks for, if it can be had.
 fn network(command: &Command) -> Result<Option<Network>> {
-    let Command::Up { scenario: path, emulate, seed, .. } = command else { return Ok(None) };
-    if !emulate && scenario(path)?.links.is_empty() {
-        return Ok(None);
-    }
-    match Network::here(*seed) {
+    let seed = match command {
+        Command::Up { scenario: path, emulate, seed, .. } if *emulate || !scenario(path)?.links.is_empty() => *seed,
+        Command::Chaos(options) if !options.loopback => options.seed,
+        _ => return Ok(None),
+    };
+    match Network::here(seed) {
         Ok(network) => Ok(Some(network)),
         Err(error) => {
             eprintln!("warning: {error}; the peers run on loopback, and links are as fast as it is");
@@ -195,7 +204,13 @@ async fn perform(command: Command, network: Option<Network>) -> Result<ExitCode>
             let kept = demo::run(&options, executable).await?;
             Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Failover(options) => failover::run(&options, executable).await.map(|()| ExitCode::SUCCESS),
+        Command::Chaos(options) => {
+            let kept = chaos::run(&options, executable, network).await?;
+            Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Command::Fill(options) => fill::run(&options, executable).await.map(|()| ExitCode::SUCCESS),
+        Command::Sim(options) => Ok(tokio::task::block_in_place(|| crate::sim::cli::main(&options))?),
         // `main` takes it before it comes here
         Command::Canal { arguments } => {
             let name = [std::ffi::OsString::from("canal")];
@@ -235,10 +250,10 @@ async fn up(
         return std::future::pending().await;
     };
     text.push_str(&format!(
-        "\nthe peers live in network namespaces; put in front of these commands, as root:\n  \
-         nsenter --net=/proc/{pid}/ns/net\nchange a link with, for example:\n  \
+        "\nthe peers live in network namespaces; put in front of these commands, as the same user:\n  \
+         {enter}\nchange a link with, for example:\n  \
          {program} link --dir {dir} 0 1 --delay 50 --loss 0.01\n",
-        pid = std::process::id(),
+        enter = network.enter(),
         dir = net.dir().display()
     ));
     std::io::stdout().write_all(text.as_bytes())?;

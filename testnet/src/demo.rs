@@ -5,15 +5,15 @@
 //! its replicas again. When the functions have caught up, it reads every topic back from each of its replicas. What is
 //! checked then stands in [`check`].
 
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use canal_sdk::transport::libp2p::Libp2p;
-use canal_sdk::{Client, Code, From, GroupId};
+use canal_sdk::publisher::Deadline;
+use canal_sdk::{Client, From, GroupId};
 use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval, sleep_until};
 
@@ -23,31 +23,31 @@ use self::readings::Readings;
 use self::repair::Loss;
 use self::report::{Outage, Report, Screen, line};
 use self::stats::Stats;
-use self::traffic::Published;
+use self::traffic::{Pace, Published};
 use self::watch::{Leaders, Watcher};
-use crate::replica::{self, Source};
 use crate::{Scenario, Testnet, until};
 
 pub mod check;
-mod layout;
+pub(crate) mod layout;
 mod live;
-mod readings;
+pub(crate) mod readings;
 mod repair;
-mod report;
-mod stats;
+pub(crate) mod report;
+pub(crate) mod settle;
+pub(crate) mod stats;
 mod table;
-mod traffic;
-mod watch;
+pub(crate) mod traffic;
+pub(crate) mod watch;
 
-/// Until the functions have handled everything after the last reading: many elections, and a backlog.
-const CATCH_UP: Duration = Duration::from_secs(120);
-/// For one topic to be read back from one replica that may have just come back.
-const READ_BACK: Duration = Duration::from_secs(60);
 /// Silence after which a peer counts as gone for good in this mesh: longer than a restart takes, short enough to be
 /// watched.
 const REPLACE_AFTER: &str = "5s";
 /// Until the killed leader is started again: a tenth of the run, but well below [`REPLACE_AFTER`].
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long a reading may be without its receipt before the run fails: many times an election.
+const READINGS_DEADLINE: Deadline = Deadline::After(Duration::from_secs(90));
+/// Nobody ends the stream before its last round.
+static NEVER: AtomicBool = AtomicBool::new(false);
 /// Peers that it takes to lose one: the others are a majority of three replicas.
 const ENOUGH_TO_LOSE_ONE: u32 = 3;
 /// How soon people see what has happened.
@@ -161,8 +161,9 @@ impl<'a> Run<'a> {
         let groups: Vec<GroupId> = self.layout.groups().map(|(_, group)| group).into();
         let (leaders, topics) = (self.leaders.clone(), self.layout.published());
         let began = Instant::now();
+        let pace = Pace { rounds: self.rounds, rate: self.options.rate, deadline: READINGS_DEADLINE, enough: &NEVER };
         screen.say(&format!("streaming {}", self.source));
-        let traffic = traffic::stream(&self.publishers, &topics, readings, self.rounds, self.options.rate, &self.stats);
+        let traffic = traffic::stream(&self.publishers, &topics, readings, pace, &self.stats);
         let traffic = async { Ok((traffic.await?, began.elapsed().as_secs_f64())) };
         let ((published, seconds), (outage, loss)) = tokio::select! {
             // neither of the first two ends by itself
@@ -173,14 +174,14 @@ impl<'a> Run<'a> {
         self.notes.lock().drain(..).for_each(|note| screen.say(&note));
         screen.say("streamed; waiting for the functions");
         let waits = Instant::now();
-        let caught_up = self.catch_up(&published).await;
+        let caught_up = settle::catch_up(self.net, &self.admin, &self.layout, &published).await;
         let caught_up_ms = caught_up.is_ok().then(|| millis(waits.elapsed()));
         screen.say("reading back from the replicas");
         let (evidence, mut problems) = self.collect(published).await;
         problems.extend(caught_up.err());
         problems.extend(loss.iter().flat_map(Loss::problems));
         problems.extend(check::problems(&evidence));
-        let activations = match self.activations().await {
+        let activations = match settle::activations(&self.admin, &self.layout).await {
             Ok(activations) => activations,
             Err(error) => {
                 problems.push(format!("the activations could not be counted: {error:#}"));
@@ -249,52 +250,17 @@ impl<'a> Run<'a> {
         Ok(Outage { group: group_name, peer, killed_at_s, restarted_at_s, first_ack_ms: None })
     }
 
-    /// Waits until every function has handled everything, and everything it emitted has arrived.
-    async fn catch_up(&self, published: &[Published]) -> Result<(), String> {
-        let mut wanted: BTreeMap<String, u64> = BTreeMap::new();
-        for Published { topic, sent, .. } in published {
-            wanted.insert(topic.clone(), sent.len() as u64);
-            if let Some(name) = topic.strip_prefix("demo/sensor/") {
-                wanted.insert(layout::smoothed(name), sent.len() as u64);
-            } else {
-                let trained = sent.len().saturating_sub(check::UNTRAINED) as u64;
-                wanted.extend([layout::MODEL, layout::PREDICTION].map(|topic| (topic.to_owned(), trained)));
-            }
-        }
-        let done = until("the functions to catch up", CATCH_UP, async || {
-            for (topic, wanted) in &wanted {
-                let next = self.admin.topic_status(topic).await.map_err(|error| error.to_string())?.next;
-                if next < *wanted {
-                    return Err(format!("`{topic}` holds {next} of {wanted} events"));
-                }
-            }
-            // the learning group first: what it hands over, the other one then has
-            for (name, group) in self.layout.groups().into_iter().rev() {
-                let (_, status) = self.net.led(group).await?;
-                let waiting: u64 = status.triggers.iter().map(|lag| lag.waiting + lag.parked).sum();
-                if waiting + status.outbox > 0 {
-                    return Err(format!(
-                        "group `{name}` has {waiting} events to handle and {} to hand over",
-                        status.outbox
-                    ));
-                }
-            }
-            Ok(())
-        });
-        done.await.map_err(|error| error.to_string())
-    }
-
     /// Reads everything back, from every replica that runs.
     async fn collect(&mut self, published: Vec<Published>) -> (Evidence, Vec<String>) {
         let mut problems = Vec::new();
         let mut evidence = Evidence { inputs: self.layout.inputs.clone(), published, ..Evidence::default() };
         for (topic, group) in self.layout.topics() {
-            match self.read_back(&topic, group).await {
+            match settle::read_back(self.net, &self.admin, &topic, group).await {
                 Ok(replicas) => drop(evidence.replicas.insert(topic, replicas)),
                 Err(error) => problems.push(format!("`{topic}` could not be read back: {error:#}")),
             }
         }
-        match self.dead_letters().await {
+        match settle::dead_letters(&self.admin).await {
             Ok(dead) => evidence.dead = dead,
             Err(error) => problems.push(format!("the dead letters could not be counted: {error:#}")),
         }
@@ -305,7 +271,7 @@ impl<'a> Run<'a> {
                 .iter()
                 .map(|(topic, replicas)| (topic.clone(), replicas.first().map_or(0, |(_, events)| events.len())));
             let all: Vec<(String, usize)> = all.collect();
-            let seen = until("the subscriber to see everything", READ_BACK, async || {
+            let seen = until("the subscriber to see everything", settle::READ_BACK, async || {
                 let behind = all.iter().find(|(topic, count)| watcher.count(topic) < *count);
                 match behind.filter(|_| watcher.ended().is_none()) {
                     Some((topic, count)) => Err(format!("{} of {count} events of `{topic}`", watcher.count(topic))),
@@ -318,40 +284,6 @@ impl<'a> Run<'a> {
             evidence.live.push((who, watcher.finish()));
         }
         (evidence, problems)
-    }
-
-    async fn read_back(&self, topic: &str, group: GroupId) -> Result<Vec<(String, Vec<canal_proto::event::Stored>)>> {
-        let transport = Libp2p::new()?;
-        let count = usize::try_from(self.admin.topic_status(topic).await?.next)?;
-        let holders = self.net.wait_group(group).await?.replicas;
-        let mut read = Vec::new();
-        for peer in self.net.peers().iter().filter(|peer| peer.is_running()) {
-            let id = peer.id()?;
-            if !holders.iter().any(|replica| replica.peer_id().is_ok_and(|holder| holder == id)) {
-                continue;
-            }
-            let address = peer.address()?;
-            let source = Source { mesh: self.net.mesh(), address: &address, topic };
-            let what = format!("peer {} to serve `{topic}`", peer.number());
-            let events =
-                until(&what, READ_BACK, async || match replica::read(&transport, source, count, READ_BACK).await {
-                    Err(error) if matches!(error.code, Code::Unreachable | Code::NotHere | Code::UnknownTopic) => {
-                        Err(error.to_string())
-                    }
-                    other => Ok(other),
-                });
-            read.push((format!("peer {}", peer.number()), events.await??));
-        }
-        Ok(read)
-    }
-
-    async fn dead_letters(&self) -> Result<Vec<(String, u64)>> {
-        let mut dead = Vec::new();
-        for topic in self.admin.topics("$dead/#").await? {
-            let status = self.admin.topic_status(&topic.name).await?;
-            dead.push((topic.name, status.next));
-        }
-        Ok(dead)
     }
 
     /// Something happened that people should see.
@@ -374,22 +306,6 @@ impl<'a> Run<'a> {
                 screen.progress(second, &line(second, &self.stats.snapshot(), &changes));
             }
         }
-    }
-
-    /// Records are numbered: the newest tells how many runs there were.
-    async fn activations(&self) -> Result<u64> {
-        let mut runs = 0;
-        for (_, group) in self.layout.groups() {
-            for trigger in Layout::triggers() {
-                let newest = self.admin.activations(group, trigger, 1).await;
-                match newest {
-                    Ok(records) => runs += records.first().map_or(0, |record| record.number),
-                    Err(error) if error.code == Code::UnknownTrigger => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
-        Ok(runs)
     }
 }
 

@@ -12,7 +12,9 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{getgid, getuid};
 
 pub mod link;
 mod router;
@@ -30,6 +32,7 @@ const MAX_PEERS: usize = 250;
 #[derive(Clone)]
 pub struct Network {
     router: Arc<Router>,
+    rootless: bool,
 }
 
 impl std::fmt::Debug for Network {
@@ -46,6 +49,16 @@ fn address(number: usize) -> io::Result<Ipv4Addr> {
     Ok(Ipv4Addr::new(10, 77, 1, number + 1))
 }
 
+/// Moves the calling process, which must not have other threads yet, into a user namespace of its own, where it may make
+/// network namespaces; it stays who it is.
+fn as_user() -> io::Result<()> {
+    let (user, group) = (getuid(), getgid());
+    unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET)?;
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("{user} {user} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("{group} {group} 1"))
+}
+
 /// The address of this process.
 pub const HERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 
@@ -57,12 +70,36 @@ impl Network {
     /// When the system does not allow it; the text says what is missing.
     pub fn here(seed: u64) -> io::Result<Self> {
         let missing = |what: &str, error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
-        unshare(CloneFlags::CLONE_NEWNET)
-            .map_err(|errno| missing("no network namespace can be made (it needs root)", errno.into()))?;
+        // asked first: who is in a namespace without a device has no loopback either
+        std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/net/tun")
+            .map_err(|error| missing("no TUN device can be made: /dev/net/tun can't be opened", error))?;
+        let rootless = match unshare(CloneFlags::CLONE_NEWNET) {
+            Ok(()) => false,
+            Err(Errno::EPERM) => {
+                as_user().map_err(|error| {
+                    missing("no network namespace can be made (it needs root, or user namespaces)", error)
+                })?;
+                true
+            }
+            Err(errno) => return Err(missing("no network namespace can be made", errno.into())),
+        };
         let device = space::device(HERE).map_err(|error| missing("no TUN device can be made", error))?;
         let router = Router::new(seed)?;
         router.attach(HERE, Arc::new(device))?;
-        Ok(Self { router: Arc::new(router) })
+        Ok(Self { router: Arc::new(router), rootless })
+    }
+
+    /// What to put in front of a command to run it among the peers, while this process lives.
+    pub fn enter(&self) -> String {
+        let process = std::process::id();
+        if self.rootless {
+            format!("nsenter --target {process} --user --preserve-credentials --net")
+        } else {
+            format!("nsenter --net=/proc/{process}/ns/net")
+        }
     }
 
     /// A namespace for the peer with this number.

@@ -32,6 +32,9 @@ pub enum Error {
     /// There is no such peer, or it does not run.
     #[error("peer {0} does not run: start it first")]
     NotRunning(usize),
+    /// Faults can't be made in a peer.
+    #[error("no faults can be made in this peer: {0}")]
+    NoFaults(String),
     /// A condition did not come true in time.
     #[error("gave up after {seconds} s: {what}")]
     TooLate {

@@ -14,14 +14,20 @@ mod peer;
 mod scenario;
 mod wait;
 
+pub mod chaos;
 pub mod cli;
 pub mod control;
+pub mod decoders;
 pub mod demo;
 pub mod emulated;
+pub mod failover;
+pub mod faults;
 pub mod fill;
 pub mod replica;
+pub mod sim;
 
 pub use error::Error;
+pub use faults::Faults;
 pub use net::{Options, Testnet};
 pub use peer::Peer;
 pub use scenario::{PeerSpec, Scenario, TopicSpec};

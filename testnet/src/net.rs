@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::Error;
 use crate::emulated::Network;
+use crate::faults::Shim;
 use crate::peer::{Launch, Peer};
 use crate::scenario::Scenario;
 use crate::wait::until;
@@ -32,6 +33,9 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// The network that the peers live on; none: loopback.
     pub network: Option<Network>,
+    /// Faults of disks and clocks can be made in the peers ([`Peer::faults`]). Where they can't, a warning says why, and
+    /// the peers run without.
+    pub faults: bool,
     /// So many of the last peers are not started with the others: [`Testnet::restart`] starts them when they are wanted.
     pub spare: usize,
 }
@@ -39,8 +43,16 @@ pub struct Options {
 impl Options {
     /// With this program, in a temporary directory.
     pub fn new(executable: impl Into<PathBuf>) -> Self {
-        let (log, arguments) = ("info".into(), Vec::new());
-        Self { executable: executable.into(), dir: None, keep: false, log, arguments, network: None, spare: 0 }
+        Self {
+            executable: executable.into(),
+            dir: None,
+            keep: false,
+            log: "info".into(),
+            arguments: Vec::new(),
+            network: None,
+            faults: false,
+            spare: 0,
+        }
     }
 }
 
@@ -90,13 +102,20 @@ impl Testnet {
             }
         };
         std::fs::create_dir_all(&dir).map_err(Error::io(format!("making {}", dir.display())))?;
-        let Options { executable, log, arguments, network, .. } = options;
+        let Options { executable, log, arguments, network, faults, .. } = options;
         if let Some(network) = &network {
             for (from, to, quality) in scenario.linked() {
                 network.set(from, to, quality).map_err(Error::io("setting a link"))?;
             }
         }
-        let launch = Launch { executable, mesh: scenario.mesh.clone(), log, arguments, network };
+        // what is preloaded compares paths as the system says them
+        let dir = if faults { dir.canonicalize().map_err(Error::io("finding the directory"))? } else { dir };
+        let shim = if faults { Some(Shim::install(&dir)) } else { None };
+        let shim = shim.transpose().unwrap_or_else(|error| {
+            tracing::warn!(%error, "peers run without");
+            None
+        });
+        let launch = Launch { executable, mesh: scenario.mesh.clone(), log, arguments, network, shim };
         let specs = scenario.expanded().into_iter().enumerate();
         let peers = specs.map(|(number, spec)| Peer::new(number, spec, launch.clone(), &dir)).collect();
         Ok(Self { peers, mesh: scenario.mesh.clone(), dir, temporary })
@@ -260,6 +279,13 @@ impl Testnet {
     /// The addresses of all peers that were ever up, with their ids.
     pub fn addresses(&self) -> Vec<String> {
         self.peers.iter().filter_map(|peer| self.full_address(peer)).collect()
+    }
+
+    /// Keeps the directory, also if it is a temporary one.
+    pub fn keep(&mut self) {
+        if let Some(dir) = self.temporary.take() {
+            drop(dir.keep());
+        }
     }
 
     /// Name of the mesh.

@@ -22,6 +22,7 @@ use tokio::sync::{OnceCell, oneshot};
 
 use crate::Error;
 use crate::emulated::{Network, Space};
+use crate::faults::{Control, Faults, Made, Shim};
 use crate::scenario::PeerSpec;
 use crate::wait::until;
 
@@ -48,6 +49,8 @@ pub(crate) struct Launch {
     pub(crate) log: String,
     pub(crate) arguments: Vec<String>,
     pub(crate) network: Option<Network>,
+    /// What makes faults in them.
+    pub(crate) shim: Option<Shim>,
 }
 
 /// One peer of a testnet.
@@ -60,6 +63,8 @@ pub struct Peer {
     state: Mutex<State>,
     /// Where its process lives on an emulated network, over all its restarts.
     space: OnceLock<Space>,
+    /// What it is told to do wrong, over all its restarts.
+    control: OnceLock<Control>,
     /// Knows no other peer: what it is told, this one has said.
     own: OnceCell<Client>,
 }
@@ -67,6 +72,8 @@ pub struct Peer {
 #[derive(Default)]
 struct State {
     child: Option<Child>,
+    /// The child has said that it is up.
+    up: bool,
     started: Option<Started>,
 }
 
@@ -74,7 +81,17 @@ impl Peer {
     pub(crate) fn new(number: usize, spec: PeerSpec, launch: Launch, dir: &Path) -> Self {
         let data = dir.join(format!("peer-{number}"));
         let log = dir.join(format!("peer-{number}.log"));
-        Self { number, spec, launch, data, log, state: Mutex::default(), space: OnceLock::new(), own: OnceCell::new() }
+        Self {
+            number,
+            spec,
+            launch,
+            data,
+            log,
+            state: Mutex::default(),
+            space: OnceLock::new(),
+            control: OnceLock::new(),
+            own: OnceCell::new(),
+        }
     }
 
     /// Its number, from 0.
@@ -166,7 +183,9 @@ impl Peer {
         let up = self.spawn(join)?;
         let why = match tokio::time::timeout(START_DEADLINE, up).await {
             Ok(Ok(started)) => {
-                self.state.lock().started = Some(started);
+                let mut state = self.state.lock();
+                state.started = Some(started);
+                state.up = true;
                 return Ok(());
             }
             Ok(Err(_)) => "it ended, or closed its output, before it was up".to_owned(),
@@ -195,6 +214,9 @@ impl Peer {
             command.env_remove(name);
         }
         command.env("CANAL_LOG", &self.launch.log);
+        if let Some(control) = self.control()? {
+            control.preload(&mut command);
+        }
         let what = format!("starting {}", self.launch.executable.display());
         let started = match space {
             Some(space) => space.spawn(command),
@@ -207,6 +229,7 @@ impl Peer {
             std::thread::spawn(move || read_output(stdout, up));
         }
         state.child = Some(child);
+        state.up = false;
         Ok(waits)
     }
 
@@ -219,6 +242,17 @@ impl Peer {
         // the caller holds the lock on the state, so nobody makes another meanwhile
         let space = network.space(self.number).map_err(Error::io("making a network namespace"))?;
         Ok(Some(self.space.get_or_init(|| space)))
+    }
+
+    /// The page that tells it what to do wrong, if there is one. Under the lock on the state.
+    fn control(&self) -> Result<Option<&Control>, Error> {
+        let Some(shim) = &self.launch.shim else { return Ok(None) };
+        if let Some(control) = self.control.get() {
+            return Ok(Some(control));
+        }
+        let page = self.data.with_extension("faults");
+        let control = Control::new(shim, page, self.data.clone()).map_err(Error::io("making a page of faults"))?;
+        Ok(Some(self.control.get_or_init(|| control)))
     }
 
     fn arguments(&self, listen: &str, join: &[String]) -> Vec<OsString> {
@@ -301,6 +335,33 @@ impl Peer {
         self.signal(Signal::SIGCONT)
     }
 
+    /// What goes wrong in it from now on, also after a restart, until something else is said. [`Faults::default`] ends
+    /// all of it.
+    ///
+    /// # Errors
+    /// [`Error::NoFaults`] when the testnet was not started for it ([`Options::faults`](crate::Options)), or the process
+    /// runs without what makes faults (it is linked statically, for example).
+    pub fn faults(&self, faults: &Faults) -> Result<(), Error> {
+        let state = self.state.lock();
+        let control = self.control()?.ok_or_else(no_shim)?;
+        if let Some(child) = &state.child
+            && state.up
+            && !control.used_by(child.id()).map_err(Error::io("reading a page of faults"))?
+        {
+            return Err(Error::NoFaults(format!("peer {} has not loaded the library for it", self.number)));
+        }
+        control.set(faults).map_err(Error::io("writing a page of faults"))
+    }
+
+    /// How often something was done wrong in it so far, over all its restarts.
+    ///
+    /// # Errors
+    /// As [`Peer::faults`].
+    pub fn faults_made(&self) -> Result<Made, Error> {
+        let _state = self.state.lock();
+        self.control()?.ok_or_else(no_shim)?.made().map_err(Error::io("reading a page of faults"))
+    }
+
     /// Whether the process runs (or is stopped).
     pub fn is_running(&self) -> bool {
         let mut state = self.state.lock();
@@ -334,6 +395,10 @@ impl Peer {
         let start = (start..log.len()).find(|at| log.is_char_boundary(*at)).unwrap_or(log.len());
         log.get(start..).unwrap_or_default().to_owned()
     }
+}
+
+fn no_shim() -> Error {
+    Error::NoFaults("this testnet was not started for it, or can't make any (its warning says why)".into())
 }
 
 impl Drop for Peer {

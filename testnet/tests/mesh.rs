@@ -7,18 +7,26 @@
 #[path = "mesh/common.rs"]
 mod common;
 
+#[path = "mesh/chaos.rs"]
+mod chaos;
 #[path = "mesh/crash.rs"]
 mod crash;
 #[path = "mesh/demo.rs"]
 mod demo;
+#[path = "mesh/disks.rs"]
+mod disks;
 #[path = "mesh/durable.rs"]
 mod durable;
 #[path = "mesh/emulated.rs"]
 mod emulated;
+#[path = "mesh/failover.rs"]
+mod failover;
 #[path = "mesh/functions.rs"]
 mod functions;
 #[path = "mesh/history.rs"]
 mod history;
+#[path = "mesh/hostile.rs"]
+mod hostile;
 #[path = "mesh/leaders.rs"]
 mod leaders;
 #[path = "mesh/lifecycle.rs"]

@@ -6,12 +6,14 @@
 #![deny(missing_docs)]
 
 mod candidate;
+pub mod judge;
 pub mod known;
 mod place;
 mod steps;
 mod vivaldi;
 
 pub use candidate::{Candidate, Error};
+pub use judge::{Patience, Signs, Surroundings};
 pub use known::Known;
 pub use place::{Objective, choose};
 pub use steps::{Condition, Member, Role, Standing, Step, Wait, next_step};

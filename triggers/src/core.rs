@@ -35,6 +35,7 @@ mod lane;
 pub mod matching;
 pub mod outcome;
 mod scheduler;
+pub mod state;
 
 #[cfg(test)]
 mod model;

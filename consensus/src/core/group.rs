@@ -28,10 +28,13 @@ mod guard;
 mod install;
 mod membership;
 mod snapshots;
+mod timing;
 mod types;
 
 pub use install::Install;
-pub use types::{ChangeSet, Input, Origin, Output, Persist, Progress, Refused, SnapshotPoint, Status, Ticket, Ticks};
+pub use types::{
+    ChangeSet, Input, Origin, Output, Persist, Progress, Pulse, Refused, SnapshotPoint, Status, Ticket, Ticks,
+};
 
 /// Bytes of append items that are put into one entry: an entry is sent, synced and applied as a whole.
 const BATCH_BYTES: usize = 1 << 20;
@@ -45,8 +48,6 @@ const MAX_MESSAGE: u64 = 1 << 20;
 const MAX_APPLY: u64 = 4 << 20;
 /// Replicas that are remembered although the configuration does not name them.
 const MAX_MET: usize = 2 * MAX_REPLICAS;
-/// How many ticks lie between the election timeouts of two replicas, at the most.
-const ELECTION_SPREAD: usize = 10;
 
 /// A replica.
 pub struct Group<L: LogReader> {
@@ -89,6 +90,26 @@ fn first_configuration(seed: &Seed) -> Configuration {
         last_id: seed.first.iter().map(|replica| replica.id).max().unwrap_or_default(),
         ..Configuration::default()
     }
+}
+
+/// Whether a group of this configuration can't go on without a replica: the voters beside it are no majority of all.
+pub fn is_needed(configuration: &Configuration, replica: u64) -> bool {
+    let needed = |voters: &[u64]| {
+        let others = voters.iter().filter(|voter| **voter != replica).count();
+        voters.contains(&replica) && others * 2 <= voters.len()
+    };
+    needed(&configuration.voters) || needed(&configuration.voters_outgoing)
+}
+
+/// The configuration of a replica, by its rows and what it was created with.
+///
+/// # Errors
+/// When the store fails or a row is damaged.
+pub fn configuration_of(seed: &Seed, kv: &dyn Kv) -> Result<Configuration, KvError> {
+    let mut none = WriteBatch::default();
+    let keys = Keys(GroupId(seed.group));
+    let row = Txn::new(GroupId(seed.group), kv, &mut none).get(&keys.one(Table::Configuration))?;
+    Ok(row.unwrap_or_else(|| first_configuration(seed)))
 }
 
 pub(super) fn conf_state(configuration: &Configuration) -> ConfState {
@@ -136,12 +157,24 @@ impl<L: LogReader> Group<L> {
                 configuration = compacted.configuration;
             }
         }
+        #[cfg(feature = "mutants")]
+        if crate::mutants::is(crate::mutants::Mutant::ForgottenVote) {
+            hard_state.vote = 0;
+        }
+        // raft-rs panics on one, and rows come from other peers as well
+        if !guard::is_configuration(&conf_state(&configuration)) {
+            return Err(KvError(format!(
+                "group {id}: its configuration at entry {} is none that a group can have; the disk is damaged. Remove this \
+                 peer's data directory and let it join as a new peer",
+                configuration.index
+            )));
+        }
         // the commit index may be older on disk than what the state has seen of it
         hard_state.commit = hard_state.commit.max(applied.index);
         let persisted = Persisted { hard_state, before, last: last.max(before.0), bytes: log_bytes };
         let log = GroupLog::new(reader, id, persisted, conf_state(&configuration));
-        // ids of one group differ, so do their timeouts: two replicas do not stand for election in step
-        let timeout = ticks.election + (seed.replica as usize).wrapping_mul(3) % (ELECTION_SPREAD + 1);
+        // raft-rs would draw it by chance: when a replica stands is said in `timing`
+        let timeout = timing::longest(ticks.election);
         let config = Config {
             id: seed.replica,
             election_tick: ticks.election,
@@ -213,6 +246,21 @@ impl<L: LogReader> Group<L> {
         self.configuration.voters == [self.seed.replica]
     }
 
+    /// The numbers of [`Self::status`] that change most, without making all of it.
+    pub fn pulse(&self) -> Pulse {
+        let raft = &self.raw.raft;
+        Pulse {
+            rules: raft.state == StateRole::Leader,
+            leads: self.leads(),
+            term: raft.term,
+            leader: raft.leader_id,
+            applied: self.applied.index,
+            last: raft.raft_log.last_index(),
+            hollow: self.hollow,
+            installing: self.installing.is_some(),
+        }
+    }
+
     /// How it stands.
     pub fn status(&self) -> Status {
         let raft = &self.raw.raft;
@@ -265,6 +313,10 @@ impl<L: LogReader> Group<L> {
                 self.propose(vec![ticket], Command { time_ms: now_ms, kind: Some(*kind) });
             }
             Input::Read(ticket) => {
+                #[cfg(feature = "mutants")]
+                if self.leads() && crate::mutants::is(crate::mutants::Mutant::DeposedRead) {
+                    return self.reads.entry(self.applied.index).or_default().push(ticket);
+                }
                 if self.leads() {
                     self.reads_asked.insert(ticket, ());
                     self.raw.read_index(ticket.to_be_bytes().to_vec());
@@ -377,6 +429,10 @@ impl<L: LogReader> Group<L> {
         }
         self.committed.extend(ready.take_committed_entries());
         self.after = ready.take_persisted_messages();
+        #[cfg(feature = "mutants")]
+        if crate::mutants::is(crate::mutants::Mutant::AckBeforeSync) {
+            self.outputs.push(Output::Send(std::mem::take(&mut self.after)));
+        }
         for state in ready.take_read_states() {
             let ticket = state.request_ctx.first_chunk::<8>().map(|bytes| u64::from_be_bytes(*bytes));
             if let Some(ticket) = ticket.filter(|ticket| self.reads_asked.remove(ticket).is_some()) {
@@ -509,7 +565,8 @@ impl<L: LogReader> Group<L> {
         if !leader {
             let waiting = std::mem::take(&mut self.waiting);
             for waiting in waiting {
-                self.answer(waiting.tickets, Err(Refused::NotLeader));
+                // its entry may be on other disks, and the next leader's to commit
+                self.answer(waiting.tickets, Err(Refused::Uncertain));
             }
             let asked = std::mem::take(&mut self.reads_asked).into_keys();
             let ready = std::mem::take(&mut self.reads).into_values().flatten();

@@ -57,6 +57,9 @@ pub enum Table {
     Replaced = b'r',
     /// Cursors: trigger, topic → `Cursor`.
     Cursors = b'u',
+    /// What the replica was created with: `Seed`. Its own, so that it is known who else holds the group when the log, which
+    /// has it as well, can't be read.
+    Seed = b'y',
     /// Topics that are gone and whose rows are still to be removed: topic → nothing.
     Gone = b'x',
     /// Catalog, topics: name → `TopicInfo`.
@@ -144,12 +147,25 @@ impl Locals {
     }
 
     /// Whether the row at a key is the replica's own: a locator below its topic's sealed offset, an event that came with
-    /// a snapshot, a segment whose file is still needed, or a row of a topic that is gone. Such rows are left out of snapshots and of comparisons.
+    /// a snapshot, a segment whose file is still needed, a row of a topic that is gone, or what the replica was created with.
+    /// Such rows are left out of snapshots and of comparisons.
     pub fn is_local(&self, key: &[u8]) -> bool {
         let topic = || number_at(key, 9).map(TopicId);
         let sealed = || topic().and_then(|topic| self.sealed.get(&topic));
+        #[cfg(feature = "mutants")]
+        if crate::mutants::is(crate::mutants::Mutant::DedupLostInSnapshot)
+            && key.get(8) == Some(&(Table::Producers as u8))
+        {
+            return true;
+        }
         match key.get(8) {
-            Some(table) if [Table::Gone, Table::Inline, Table::Replaced].iter().any(|own| *own as u8 == *table) => true,
+            Some(table)
+                if [Table::Gone, Table::Inline, Table::Replaced, Table::Seed]
+                    .iter()
+                    .any(|own| *own as u8 == *table) =>
+            {
+                true
+            }
             Some(table) if *table == Table::Events as u8 => sealed().is_none_or(|sealed| tail_number(key) < *sealed),
             Some(table) if OF_TOPIC.iter().any(|of_topic| *of_topic as u8 == *table) => sealed().is_none(),
             _ => false,
@@ -212,6 +228,7 @@ mod tests {
             keys.make(Table::Subscriptions, &[&3u64.to_be_bytes(), b"s"]),
             keys.topic_only(Table::Gone, TopicId(3)),
             keys.topic(Table::Replaced, TopicId(2), 0),
+            keys.one(Table::Seed),
         ];
         let common = [
             keys.topic(Table::Events, TopicId(2), 10),

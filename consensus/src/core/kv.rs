@@ -1,6 +1,7 @@
 //! Ordered rows of bytes: how the core reads applied state, and how it says what changes.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -61,16 +62,9 @@ impl Kv for MemoryKv {
             return Ok(Vec::new());
         }
         let rows = self.rows.read();
-        let from = rows.range(Bytes::copy_from_slice(start)..);
-        let inside = from.take_while(|(key, _)| end.is_empty() || key.as_ref() < end);
+        let end = if end.is_empty() { Bound::Unbounded } else { Bound::Excluded(end) };
+        let inside = rows.range::<[u8], _>((Bound::Included(start), end));
         let copy = |(key, value): (&Bytes, &Bytes)| (key.clone(), value.clone());
-        Ok(if reverse {
-            let mut all: Vec<_> = inside.map(copy).collect();
-            all.reverse();
-            all.truncate(limit);
-            all
-        } else {
-            inside.take(limit).map(copy).collect()
-        })
+        Ok(if reverse { inside.rev().take(limit).map(copy).collect() } else { inside.take(limit).map(copy).collect() })
     }
 }

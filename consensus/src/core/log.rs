@@ -205,8 +205,14 @@ fn size(entry: &Entry) -> usize {
     entry.data.len() + entry.context.len() + 48
 }
 
-fn broken(error: KvError) -> raft::Error {
-    raft::Error::Store(StorageError::Other(Box::new(error)))
+/// What raft-rs is told when entries can't be read: anything else, it answers by panicking. The reader has taken note, and
+/// the driver sees to it that this replica takes no part any more.
+fn unreadable(_noted: KvError) -> raft::Error {
+    raft::Error::Store(StorageError::LogTemporarilyUnavailable)
+}
+
+fn unknown_term(_noted: KvError) -> raft::Error {
+    raft::Error::Store(StorageError::Unavailable)
 }
 
 impl<L: LogReader> Storage for GroupLog<L> {
@@ -227,7 +233,7 @@ impl<L: LogReader> Storage for GroupLog<L> {
         let max = max_size.into();
         let Some(from) = self.place_in_tail(low) else {
             let stop = self.tail.front().map_or(high, |first| first.index.min(high));
-            return self.reader.entries(self.group, low, stop, max).map_err(broken);
+            return self.reader.entries(self.group, low, stop, max).map_err(unreadable);
         };
         let mut out: Vec<Entry> = Vec::new();
         let mut bytes = 0u64;
@@ -254,7 +260,7 @@ impl<L: LogReader> Storage for GroupLog<L> {
         if let Some(entry) = self.place_in_tail(index).and_then(|at| self.tail.get(at)) {
             return Ok(entry.term);
         }
-        let term = self.reader.term(self.group, index).map_err(broken)?;
+        let term = self.reader.term(self.group, index).map_err(unknown_term)?;
         term.ok_or(raft::Error::Store(StorageError::Unavailable))
     }
 

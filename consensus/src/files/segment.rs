@@ -56,15 +56,15 @@ fn sum(parts: &[&[u8]]) -> [u8; SUM] {
     sum
 }
 
-/// Writes a segment. It has no name, and leaves nothing, before it is finished.
-pub struct SegmentWriter {
-    new: New,
+/// Makes the bytes of a segment. Nothing is written here: [`Self::take`] gives what is to be written next.
+pub struct Encoder {
     hasher: blake3::Hasher,
     topic: TopicId,
     header: Vec<u8>,
     first: u64,
     next: u64,
     place: u64,
+    out: Vec<u8>,
     index: Vec<u8>,
     block: Vec<u8>,
     block_first: u64,
@@ -72,37 +72,37 @@ pub struct SegmentWriter {
     last_ms: u64,
 }
 
-impl SegmentWriter {
-    pub(super) fn begin(new: New, topic: TopicId, first: u64) -> Result<Self, Error> {
+impl Encoder {
+    /// A segment of a topic whose first event has the offset `first`.
+    pub fn begin(topic: TopicId, first: u64) -> Self {
         let mut header = Vec::with_capacity(HEADER);
         header.put_slice(MAGIC);
         header.put_u32_le(VERSION);
         header.put_u64_le(topic.0);
         header.put_u64_le(first);
-        let mut writer = Self {
-            new,
+        let mut encoder = Self {
             hasher: blake3::Hasher::new(),
             topic,
             header: Vec::new(),
             first,
             next: first,
             place: 0,
+            out: Vec::new(),
             index: Vec::new(),
             block: Vec::new(),
             block_first: first,
             payload: 0,
             last_ms: 0,
         };
-        writer.write(&header)?;
-        writer.header = header;
-        Ok(writer)
+        encoder.write(&header);
+        encoder.header = header;
+        encoder
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.new.file.write_all(bytes).map_err(at(&self.new.path))?;
+    fn write(&mut self, bytes: &[u8]) {
+        self.out.extend_from_slice(bytes);
         self.hasher.update(bytes);
         self.place += bytes.len() as u64;
-        Ok(())
     }
 
     /// Offset of the event that comes next.
@@ -115,7 +115,15 @@ impl SegmentWriter {
         self.place + self.block.len() as u64
     }
 
+    /// What was made since the last call.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.out)
+    }
+
     /// Adds an event: the one with the next offset.
+    ///
+    /// # Errors
+    /// When it is not that, or too large.
     pub fn push(&mut self, stored: &Stored) -> Result<(), Error> {
         if stored.offset != self.next {
             return Err(Error::Unfit("the events of a segment must have consecutive offsets"));
@@ -145,15 +153,18 @@ impl SegmentWriter {
         self.index.put_u64_le(self.block_first);
         self.index.put_u64_le(self.place);
         self.block_first = self.next;
-        self.write(&head)?;
-        self.write(&body)?;
+        self.write(&head);
+        self.write(&body);
         self.block = body;
         self.block.clear();
         Ok(())
     }
 
-    /// Ends the segment, which must have an event. It is on disk, synced, under its name when this returns.
-    pub fn finish(mut self) -> Result<Segment, Error> {
+    /// Ends the segment, which must have an event, and says what it is. [`Self::take`] has the rest of it.
+    ///
+    /// # Errors
+    /// When it has none.
+    pub fn finish(&mut self) -> Result<Segment, Error> {
         if !self.block.is_empty() {
             self.end_block()?;
         }
@@ -170,24 +181,82 @@ impl SegmentWriter {
         trailer.put_u64_le(self.last_ms);
         let sum = sum(&[&self.header, &index, &trailer]);
         trailer.put_slice(&sum);
-        self.write(&index)?;
-        self.write(&trailer)?;
-        let hash = ContentHash(*self.hasher.finalize().as_bytes());
-        let segment = Segment {
+        self.write(&index);
+        self.write(&trailer);
+        Ok(Segment {
             topic: self.topic.0,
             first: self.first,
             count,
-            hash: hash.to_vec().into(),
+            hash: ContentHash(*self.hasher.finalize().as_bytes()).to_vec().into(),
             size: self.place,
             payload: self.payload,
             last_ms: self.last_ms,
             before: 0,
-        };
+        })
+    }
+}
+
+/// Writes a segment. It has no name, and leaves nothing, before it is finished.
+pub struct SegmentWriter {
+    new: New,
+    encoder: Encoder,
+}
+
+impl SegmentWriter {
+    pub(super) fn begin(new: New, topic: TopicId, first: u64) -> Result<Self, Error> {
+        let mut writer = Self { new, encoder: Encoder::begin(topic, first) };
+        writer.write()?;
+        Ok(writer)
+    }
+
+    fn write(&mut self) -> Result<(), Error> {
+        let bytes = self.encoder.take();
+        if bytes.is_empty() { Ok(()) } else { self.new.file.write_all(&bytes).map_err(at(&self.new.path)) }
+    }
+
+    /// Offset of the event that comes next.
+    pub fn next(&self) -> u64 {
+        self.encoder.next()
+    }
+
+    /// Bytes that it has so far, about.
+    pub fn size(&self) -> u64 {
+        self.encoder.size()
+    }
+
+    /// Adds an event: the one with the next offset.
+    pub fn push(&mut self, stored: &Stored) -> Result<(), Error> {
+        self.encoder.push(stored)?;
+        self.write()
+    }
+
+    /// Ends the segment, which must have an event. It is on disk, synced, under its name when this returns.
+    pub fn finish(mut self) -> Result<Segment, Error> {
+        let segment = self.encoder.finish()?;
+        self.write()?;
+        let hash = ContentHash::from_slice(&segment.hash).map_err(|_| Error::Unfit("its hash has not 32 bytes"))?;
         if !self.new.files.contains(&hash) {
-            self.new.keep(hash, self.place)?;
+            self.new.keep(hash, segment.size)?;
         }
         Ok(segment)
     }
+}
+
+/// As [`Files::events`], of a segment whose bytes are in memory.
+///
+/// # Errors
+/// What is damaged in it.
+pub fn events_in(
+    bytes: &Bytes,
+    segment: &Segment,
+    from: u64,
+    max: usize,
+    max_bytes: usize,
+) -> Result<Vec<Stored>, &'static str> {
+    let mut reader = Reader { bytes: bytes.clone(), size: bytes.len() as u64 };
+    let short = |_| "it ends too early";
+    let index = reader.index(segment).map_err(short)??;
+    reader.events(&index, from, max, max_bytes).map_err(short)?
 }
 
 impl Files {
@@ -198,10 +267,10 @@ impl Files {
     /// [`Error::Missing`] when the file is not here, [`Error::Damaged`] when its index or a block is not as written.
     pub fn events(&self, segment: &Segment, from: u64, max: usize, max_bytes: usize) -> Result<Vec<Stored>, Error> {
         let hash = ContentHash::from_slice(&segment.hash).map_err(|_| Error::Unfit("its hash has not 32 bytes"))?;
-        let Some((path, file)) = self.opened(&hash)? else { return Err(Error::Missing(hash)) };
-        let mut reader = Reader { files: self, hash, file };
+        let Some((path, file)) = self.opened_anyway(&hash)? else { return Err(Error::Missing(hash)) };
+        let mut reader = Reader { bytes: file, size: self.length(&hash).unwrap_or_default() };
         // what ends too early is damaged, anything else is the disk
-        let read = |reader: &mut Reader<'_>| -> io::Result<Result<Vec<Stored>, &'static str>> {
+        let read = |reader: &mut Reader<std::fs::File>| -> io::Result<Result<Vec<Stored>, &'static str>> {
             let known = self.shared.indexes.lock().get(&hash);
             let index = match known {
                 Some(index) => index,
@@ -218,32 +287,50 @@ impl Files {
         };
         match read(&mut reader) {
             Ok(Ok(events)) => Ok(events),
-            Ok(Err(reason)) => Err(reader.files.damaged(hash, reason)),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(reader.files.damaged(hash, "it ends too early"))
-            }
+            Ok(Err(reason)) => Err(self.damaged(hash, reason)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(self.damaged(hash, "it ends too early")),
             Err(error) => Err(at(&path)(error)),
         }
     }
 }
 
-struct Reader<'a> {
-    files: &'a Files,
-    hash: ContentHash,
-    file: std::fs::File,
+/// Where the bytes of a segment are.
+trait Source {
+    fn bytes(&mut self, place: u64, length: usize) -> io::Result<Bytes>;
 }
 
-impl Reader<'_> {
+impl Source for std::fs::File {
     fn bytes(&mut self, place: u64, length: usize) -> io::Result<Bytes> {
         let mut bytes = vec![0; length];
-        self.file.seek(SeekFrom::Start(place))?;
-        self.file.read_exact(&mut bytes)?;
+        self.seek(SeekFrom::Start(place))?;
+        self.read_exact(&mut bytes)?;
         Ok(bytes.into())
+    }
+}
+
+impl Source for Bytes {
+    fn bytes(&mut self, place: u64, length: usize) -> io::Result<Bytes> {
+        let place = usize::try_from(place).unwrap_or(usize::MAX);
+        match place.checked_add(length).filter(|end| *end <= self.len()) {
+            Some(end) => Ok(self.slice(place..end)),
+            None => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+struct Reader<S> {
+    bytes: S,
+    size: u64,
+}
+
+impl<S: Source> Reader<S> {
+    fn bytes(&mut self, place: u64, length: usize) -> io::Result<Bytes> {
+        self.bytes.bytes(place, length)
     }
 
     /// Reads header, index and trailer, and checks them against each other and against the segment's row.
     fn index(&mut self, segment: &Segment) -> io::Result<Result<Index, &'static str>> {
-        let size = self.files.size(&self.hash).unwrap_or_default();
+        let size = self.size;
         let Some(trailer_at) = size.checked_sub(TRAILER as u64).filter(|at| size == segment.size && *at > 0) else {
             return Ok(Err("its size differs"));
         };
@@ -296,6 +383,8 @@ impl Reader<'_> {
             let block = self.bytes(*place, usize::try_from(length).unwrap_or_default())?;
             let body = match body(block, *first, end) {
                 Ok(body) => body,
+                // the next read begins with it
+                Err(_) if !events.is_empty() => break,
                 Err(reason) => return Ok(Err(reason)),
             };
             let mut body = body;

@@ -38,6 +38,22 @@ pub(crate) struct Heard {
     pub(crate) last: BTreeMap<u64, Instant>,
 }
 
+/// Replicas of which it is remembered when they were last heard of: many times those that a group has. Who sends under ever
+/// new ids must not fill the memory.
+const MAX_HEARD: usize = 64;
+
+impl Heard {
+    /// A replica was heard of.
+    pub(crate) fn note(&mut self, replica: u64) {
+        self.last.insert(replica, Instant::now());
+        if self.last.len() > MAX_HEARD
+            && let Some(oldest) = self.last.iter().min_by_key(|(_, at)| **at).map(|(id, _)| *id)
+        {
+            self.last.remove(&oldest);
+        }
+    }
+}
+
 impl Shared {
     pub(crate) fn new(seed: Seed, status: Status, heads: BTreeMap<TopicId, u64>) -> Self {
         let now = Instant::now();

@@ -402,8 +402,15 @@ fn a_directory_belongs_to_one_backend(backend: Backend) {
         let text = format!("was written by \"{}\", not by {}; configure that backend", backend.name(), other.name());
         assert!(error.to_string().contains(&text), "{error}");
     }
-    fs::write(dir.join("BACKEND"), "").unwrap();
-    assert!(matches!(open(&dir, backend, CACHE).err().unwrap(), Error::OtherBackend { .. }));
+    // a name that nobody has written is damage, and what lies beside it says what it was
+    for damaged in ["", "fjalm\n", "\u{0}"] {
+        fs::write(dir.join("BACKEND"), damaged).unwrap();
+        drop(open(&dir, backend, CACHE).unwrap());
+        assert_eq!(fs::read_to_string(dir.join("BACKEND")).unwrap(), format!("{}\n", backend.name()));
+    }
+    fs::write(dir.join("BACKEND"), "fjalm\n").unwrap();
+    let other = Backend::ALL.into_iter().find(|other| *other != backend).unwrap();
+    assert!(matches!(open(&dir, other, CACHE).err().unwrap(), Error::OtherBackend { .. }));
     fs::remove_file(dir.join("BACKEND")).unwrap();
     assert!(matches!(open(&dir, backend, CACHE).err().unwrap(), Error::Foreign { .. }));
 

@@ -20,16 +20,57 @@ use crate::core::rows::{Locator, Topic};
 use crate::core::txn::decode;
 use crate::files::{self, Files};
 use crate::log_store::LogStore;
+use raft::eraftpb::Entry;
 
 /// Events that are read from rows at a time: the largest fill 16 MiB.
 const INLINE_ROWS: usize = 16;
 
-/// Finds the events of a group.
-pub(crate) struct Source<'a> {
-    pub group: GroupId,
-    pub kv: &'a dyn Kv,
+/// What a peer holds beside rows: entries of logs, and files.
+pub trait Content {
+    /// An entry; none when it is not in the log.
+    ///
+    /// # Errors
+    /// When the log fails, or the entry is damaged.
+    fn entry(&self, group: GroupId, index: u64) -> Result<Option<Entry>, Error>;
+
+    /// Whether a file is here.
+    fn contains(&self, hash: &ContentHash) -> bool;
+
+    /// As [`Files::events`].
+    ///
+    /// # Errors
+    /// As there.
+    fn segment(&self, segment: &Segment, from: u64, max: usize, bytes: usize) -> Result<Vec<Stored>, files::Error>;
+}
+
+/// The content of the stores on a disk.
+pub(crate) struct OnDisk<'a> {
     pub log: &'a LogStore,
     pub files: &'a Files,
+}
+
+impl Content for OnDisk<'_> {
+    fn entry(&self, group: GroupId, index: u64) -> Result<Option<Entry>, Error> {
+        Ok(self.log.entry(group, index)?)
+    }
+
+    fn contains(&self, hash: &ContentHash) -> bool {
+        self.files.contains(hash) || self.files.is_damaged(hash)
+    }
+
+    fn segment(&self, segment: &Segment, from: u64, max: usize, bytes: usize) -> Result<Vec<Stored>, files::Error> {
+        self.files.events(segment, from, max, bytes)
+    }
+}
+
+/// Finds the events of a group.
+pub struct Source<'a> {
+    /// The group.
+    pub group: GroupId,
+    /// Its rows.
+    pub kv: &'a dyn Kv,
+    /// What else there is of it.
+    pub content: &'a dyn Content,
 }
 
 /// Events at consecutive offsets, as many as were asked for.
@@ -69,6 +110,9 @@ impl Source<'_> {
 
     /// At most `max` events of a topic from offset `from` on, and no more than about `max_bytes` (one in any case).
     /// Empty when there is none yet.
+    ///
+    /// # Errors
+    /// As [`super::View::events`].
     pub fn events(&self, topic: TopicId, from: u64, max: usize, max_bytes: usize) -> Result<Vec<Stored>, Error> {
         match self.look(topic, from, max, max_bytes) {
             Err(Error::Lacking) => self.look(topic, from, max, max_bytes),
@@ -87,7 +131,11 @@ impl Source<'_> {
         while batch.next < row.next && !batch.is_full() {
             let before = batch.next;
             if before >= row.sealed || !self.read_segment(topic, &mut batch)? {
-                self.read_log(topic, &mut batch)?;
+                match self.read_log(topic, &mut batch) {
+                    // what stands before it is whole; the next read begins with it
+                    Err(_) if !batch.events.is_empty() => break,
+                    read => read?,
+                }
             }
             if batch.next == before {
                 break;
@@ -103,7 +151,7 @@ impl Source<'_> {
         let Some((key, value)) = self.kv.scan(&prefix, &behind, 1, true)?.pop() else { return Ok(false) };
         let mut segment: Segment = decode(&key, value)?;
         let here =
-            |segment: &Segment| ContentHash::from_slice(&segment.hash).is_ok_and(|hash| self.files.contains(&hash));
+            |segment: &Segment| ContentHash::from_slice(&segment.hash).is_ok_and(|hash| self.content.contains(&hash));
         if !here(&segment) {
             // it takes over the events of one before it, whose file stays until the new one is made
             let key = self.keys().topic(Table::Replaced, topic, segment.first);
@@ -114,14 +162,14 @@ impl Source<'_> {
             return Ok(false);
         }
         let bytes = batch.max_bytes.saturating_sub(batch.bytes);
-        match self.files.events(&segment, batch.next, batch.max - batch.events.len(), bytes) {
+        match self.content.segment(&segment, batch.next, batch.max - batch.events.len(), bytes) {
             Ok(events) => {
                 let _ = events.into_iter().all(|stored| batch.push(stored));
                 Ok(true)
             }
             Err(files::Error::Missing(_)) => Ok(false),
             Err(error @ files::Error::Damaged { .. }) => {
-                tracing::error!(%topic, %error, "a segment is damaged; its events are read elsewhere");
+                tracing::debug!(%topic, %error, "a segment is damaged; its events are read elsewhere");
                 Ok(false)
             }
             Err(error) => Err(error.into()),
@@ -159,7 +207,7 @@ impl Source<'_> {
 
     /// The events that stand at one place of the log, if the log still has it.
     fn at(&self, topic: TopicId, base: u64, locator: Locator) -> Result<Option<Vec<Stored>>, Error> {
-        let Some(entry) = self.log.entry(self.group, locator.index)? else { return Ok(None) };
+        let Some(entry) = self.content.entry(self.group, locator.index)? else { return Ok(None) };
         let damaged = |what: &dyn std::fmt::Display| {
             let place = format!("group {}: entry {} of the log", self.group, locator.index);
             KvError(format!(

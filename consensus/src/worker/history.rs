@@ -7,21 +7,12 @@ use canal_proto::GroupId;
 use canal_proto::peer::{Manifest, Piece};
 
 use super::{Member, Worker, now_ms};
-use crate::compaction::Work;
-use crate::core::group::{Input, SnapshotPoint, Status};
+use crate::compaction::{Work, unsealed};
+use crate::core::group::{Input, SnapshotPoint};
 use crate::core::sealing::{self, Unsealed};
 use crate::handle::{self, Error};
 use crate::sealer::{Job, THREADS};
 use crate::transfer::{Source, Task};
-
-/// What a group's log has that is not in segments.
-fn unsealed(status: &Status, sealed: u64) -> Unsealed {
-    let live = status.last.saturating_add(1).saturating_sub(status.first).max(1);
-    let entries = status.applied.saturating_sub(sealed.max(status.first.saturating_sub(1)));
-    // the log does not say where its bytes are
-    let bytes = u128::from(status.log_bytes) * u128::from(entries.min(live)) / u128::from(live);
-    Unsealed { entries, bytes: u64::try_from(bytes).unwrap_or(u64::MAX) }
-}
 
 fn due(limits: &handle::History, unsealed: Unsealed, pressed: bool) -> bool {
     let own = unsealed.bytes >= limits.seal_bytes || unsealed.entries >= limits.seal_entries;
@@ -46,33 +37,13 @@ impl Worker {
             self.sweep.get_or_insert(now);
         }
         self.find_damaged()?;
+        self.find_unreadable();
+        self.notice_mended();
         *self.inner.logs.lock() = (entries, bytes);
         self.pressed = entries > self.limits.log_entries || bytes > self.limits.log_bytes;
         self.cut_all()?;
         self.fetch_lacking(now);
         self.dispatch()
-    }
-
-    /// Removes files that were found damaged by whoever read them, and sees to it that they come back.
-    fn find_damaged(&mut self) -> Result<(), Error> {
-        let damaged = self.inner.files.take_damaged();
-        if damaged.is_empty() {
-            return Ok(());
-        }
-        for hash in &damaged {
-            tracing::error!(%hash, "a file is damaged; it is made or fetched again. Check this peer's disk");
-            if let Err(error) = self.inner.files.remove(hash) {
-                tracing::warn!(%hash, %error, "a damaged file can't be removed");
-            }
-        }
-        for (id, member) in &mut self.members {
-            for segment in self.inner.view(*id).all_segments()? {
-                if damaged.iter().any(|hash| hash.0[..] == segment.hash[..]) {
-                    member.history.lost(segment);
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Begins to make durable what is applied.
@@ -135,8 +106,18 @@ impl Worker {
             let source = |replica: &&canal_proto::peer::Replica| {
                 Some(Source { peer: replica.peer_id().ok()?, addresses: replica.addresses.clone() })
             };
-            let sources = replicas.iter().filter_map(source).collect();
+            let sources: Vec<Source> = replicas.iter().filter_map(source).collect();
             drop(status);
+            if sources.is_empty() {
+                let number = lacking.number;
+                tracing::error!(
+                    group = %id,
+                    "segments are damaged or missing, and no other replica has them: what can be read of them is. Restore the \
+                     files from a copy, and start the peer again"
+                );
+                history.made(number, Vec::new(), true);
+                continue;
+            }
             history.fetching = Some(self.next_task);
             self.transfer.begin(Task { group: *id, number: self.next_task, pieces, sources });
             self.next_task += 1;

@@ -3,18 +3,16 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use canal_proto::log::Segment;
 use canal_proto::peer::{Manifest, Seed};
-use canal_proto::{ContentHash, GroupId, TopicId};
+use canal_proto::{ContentHash, GroupId};
 use prost::Message as _;
 
 use super::{Member, Worker, now_ms};
-use crate::compaction::History;
+use crate::compaction::{self, History};
 use crate::core::group::{Group, Input, Install, Origin};
-use crate::core::keys::{Keys, Table, end_of};
-use crate::core::kv::{KvError, WriteBatch};
-use crate::core::sealing;
-use crate::core::txn::decode;
+use crate::core::keys::end_of;
+use crate::core::kv::WriteBatch;
+use crate::damage::groups_with_rows;
 use crate::dump;
 use crate::handle::{Error, Shared};
 use crate::log_store::{GroupWrite, Loaded, LogStore};
@@ -27,7 +25,7 @@ impl Worker {
     pub(super) fn open_all(&mut self) -> Result<(), Error> {
         let groups = self.inner.log.groups()?;
         let mut lost = false;
-        for id in self.groups_with_rows()? {
+        for id in groups_with_rows(self.inner.kv.as_ref())? {
             if groups.contains(&id) {
                 continue;
             }
@@ -38,36 +36,20 @@ impl Worker {
                 lost = true;
             }
         }
-        if lost && groups.is_empty() {
-            let message = "there is applied state, but no log: the log was lost or moved. Restore it, or remove this \
-                           peer's data directory and let it join as a new peer";
-            return Err(KvError(message.to_owned()).into());
+        if lost {
+            let missing = match groups.is_empty() {
+                true => "there is applied state, but no log: the log was lost or moved",
+                false => "there is applied state of groups that the log knows nothing of: a part of the log was lost",
+            };
+            return Err(self.contradicted(missing.to_owned()));
         }
         for id in groups {
             let Some(meta) = self.inner.log.meta(id)? else { continue };
-            let seed = Seed::decode(meta.as_slice()).map_err(|e| {
-                KvError(format!("the record of group {id} is damaged: {e}; restore the data directory"))
-            })?;
+            let seed = Seed::decode(meta.as_slice())
+                .map_err(|e| self.contradicted(format!("the record of group {id} in the raft log is damaged: {e}")))?;
             self.bring_to_life(seed)?;
         }
         Ok(())
-    }
-
-    /// The groups that have rows: the first key of each is asked for.
-    fn groups_with_rows(&self) -> Result<Vec<GroupId>, Error> {
-        let mut groups = Vec::new();
-        let mut start = Vec::new();
-        while let Some((key, _)) = self.inner.kv.scan(&start, &[], 1, false)?.pop() {
-            let Some(prefix) = key.first_chunk::<8>() else {
-                return Err(KvError("the state has a row of no group; restore the data directory".to_owned()).into());
-            };
-            groups.push(GroupId(u64::from_be_bytes(*prefix)));
-            start = end_of(prefix);
-            if start.is_empty() {
-                break;
-            }
-        }
-        Ok(groups)
     }
 
     pub(super) fn bring_to_life(&mut self, seed: Seed) -> Result<(), Error> {
@@ -78,10 +60,20 @@ impl Worker {
             loaded = self.inner.log.load(id)?;
         }
         let Loaded { hard_state, last, compacted, .. } = loaded.unwrap_or_default();
+        let applied = self.inner.view(id).applied()?;
+        if applied > last {
+            let reason =
+                format!("group {}: the state has applied entry {applied}, but the log ends at {last}", seed.name);
+            return Err(self.contradicted(reason));
+        }
+        if self.note_seed(&seed)? {
+            self.inner.kv.flush()?;
+        }
         let (_, log_bytes) = self.inner.log.live(id)?;
         let origin: Origin<LogStore> =
             Origin { seed, reader: self.inner.log.clone(), hard_state, last, log_bytes, compacted };
         let mut group = Group::open(origin, self.ticks, self.inner.kv.as_ref(), &self.logger)?;
+        let readable = self.read_ahead(&group, applied, last)?;
         if group.is_alone() {
             // nobody else can lead, so there is nothing to wait for
             group.handle(Input::Campaign, now_ms());
@@ -90,62 +82,28 @@ impl Worker {
         if status.hollow {
             let (group, first) = (id, status.first);
             tracing::warn!(%group, first, "the state of a replica is lost and its log was cut; its group has to fill it");
-            if status.configuration.replicas.len() < 2 {
-                tracing::error!(%group, "there is no other replica: restore `state` from `state.damaged-*` if you can");
-            }
         }
         let heads = self.heads(id, status.spec.topics.iter().map(|topic| topic.id))?;
         let history = self.history_of(id)?;
         let shared = Arc::new(Shared::new(group.seed().clone(), status, heads));
         self.inner.groups.write().insert(id, shared.clone());
         self.inner.members.send_modify(|version| *version += 1);
-        self.members.insert(id, Member { group, shared, history, leads: false });
+        self.members.insert(id, Member { group, shared, history, leads: false, unreadable: false });
         self.dirty.insert(id);
+        if !readable {
+            self.find_unreadable();
+        }
         Ok(())
     }
 
     /// What the rows say of a group's seals, and which of their files are here.
     pub(super) fn history_of(&self, id: GroupId) -> Result<History, Error> {
-        let sealed = sealing::sealed(self.inner.kv.as_ref(), id)?;
-        self.drop_notes(id)?;
-        let prefix = Keys(id).one(Table::Segments);
-        let mut segments = Vec::new();
-        for (key, value) in self.inner.kv.scan(&prefix, &end_of(&prefix), usize::MAX / 2, false)? {
-            let segment: Segment = decode(&key, value)?;
-            if !self.is_here(&segment) {
-                segments.push(segment);
-            }
-        }
-        let mut history = History { sealed, leftovers: true, ..History::default() };
-        if segments.is_empty() {
-            history.here = sealed;
-        } else {
-            history.sealed(sealed, segments);
-        }
-        Ok(history)
-    }
-
-    fn is_here(&self, segment: &Segment) -> bool {
-        ContentHash::from_slice(&segment.hash).is_ok_and(|hash| self.inner.files.contains(&hash))
-    }
-
-    /// Removes the notes of replaced segments where the file of the new one is here: a crash came between the two.
-    fn drop_notes(&self, id: GroupId) -> Result<(), Error> {
-        let keys = Keys(id);
-        let prefix = keys.one(Table::Replaced);
-        let mut batch = WriteBatch::default();
-        for (note, value) in self.inner.kv.scan(&prefix, &end_of(&prefix), usize::MAX / 2, false)? {
-            let old: Segment = decode(&note, value)?;
-            let key = keys.topic(Table::Segments, TopicId(old.topic), old.first);
-            let row: Option<Segment> = self.inner.kv.get(&key)?.map(|row| decode(&key, row)).transpose()?;
-            if row.is_none_or(|row| self.is_here(&row)) {
-                batch.ops.insert(note, None);
-            }
-        }
+        let (kv, has) = (self.inner.kv.as_ref(), |hash: &ContentHash| self.inner.files.contains(hash));
+        let batch = compaction::old_notes(id, kv, has)?;
         if !batch.ops.is_empty() {
-            self.inner.kv.write(&batch)?;
+            kv.write(&batch)?;
         }
-        Ok(())
+        Ok(compaction::load(id, kv, has)?)
     }
 
     /// Does again what the record of an installation says, that a crash cut off. When its files are not all here, or

@@ -1,21 +1,17 @@
 //! What became of work on other threads.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use canal_proto::log::{Kind, Seal, Segment};
+use canal_proto::GroupId;
+use canal_proto::log::{Kind, Seal};
 use canal_proto::peer::Manifest;
-use canal_proto::{GroupId, TopicId};
 use prost::Message as _;
 
 use super::{Report, Waiter, Worker, now_ms};
-use crate::compaction::{Prepared, Work};
+use crate::compaction::{Prepared, Work, notes};
 use crate::core::group::{Input, SnapshotPoint};
-use crate::core::keys::{Keys, Table};
-use crate::core::kv::{Kv, KvError, WriteBatch};
-use crate::core::txn::decode;
+use crate::core::kv::WriteBatch;
 use crate::handle::Error;
 use crate::log_store::GroupWrite;
 use crate::sealer::Made;
@@ -172,6 +168,10 @@ impl Worker {
             }
         }
         let (compacted, hard_state) = install.finish(member.group.seed(), self.inner.kv.as_ref())?;
+        // it went with the rows that were there before
+        let seed = member.group.seed().clone();
+        self.note_seed(&seed)?;
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
         self.cuts.remove(&id);
         self.inner.log.write(&[GroupWrite::installed(id, compacted, hard_state)], true)?;
         member.group.installed(self.inner.kv.as_ref())?;
@@ -224,23 +224,4 @@ impl Worker {
             }
         }
     }
-}
-
-/// What becomes of the notes of replaced segments now that these are here: they are not needed any more, except where yet
-/// another one has taken the place of one of these, which is then what that will be made from.
-fn notes(id: GroupId, kv: &dyn Kv, here: Vec<Segment>) -> Result<BTreeMap<Bytes, Option<Bytes>>, KvError> {
-    let keys = Keys(id);
-    let mut ops = BTreeMap::new();
-    for segment in here {
-        let topic = TopicId(segment.topic);
-        let note = keys.topic(Table::Replaced, topic, segment.first);
-        let key = keys.topic(Table::Segments, topic, segment.first);
-        let row = kv.get(&key)?.map(|row| decode::<Segment>(&key, row)).transpose()?;
-        if row.is_some_and(|row| row.hash != segment.hash) {
-            ops.insert(note, Some(segment.encode_to_vec().into()));
-        } else if kv.get(&note)?.is_some() {
-            ops.insert(note, None);
-        }
-    }
-    Ok(ops)
 }

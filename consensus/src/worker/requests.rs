@@ -52,7 +52,10 @@ impl Worker {
             }
             Err(error) => return tracing::warn!(group = %id, %error, "a malformed message"),
         };
-        member.shared.heard.lock().last.insert(message.from, Instant::now());
+        if member.group.is_impostor(peer, message.from) {
+            return tracing::warn!(group = %id, %peer, from = message.from, "a message in another peer's name; dropped");
+        }
+        member.shared.heard.lock().note(message.from);
         if message.msg_type == MessageType::MsgSnapshot {
             self.offered(id, peer, Box::new(message));
         } else {
@@ -173,6 +176,10 @@ impl Worker {
         }
         self.inner.log.remove(id, replica)?;
         if let Some(member) = self.members.remove(&id) {
+            if member.unreadable {
+                // its group has replaced it
+                self.inner.counts.damage_repaired.fetch_add(1, Ordering::Relaxed);
+            }
             self.inner.groups.write().remove(&id);
             member.shared.gone.store(true, Ordering::Release);
             member.shared.status.send_modify(|status| status.leads = false);
@@ -180,7 +187,7 @@ impl Worker {
         }
         for (_, (_, waiter)) in self.waiters.extract_if(|_, (group, _)| *group == id) {
             if let Waiter::Client(responder) | Waiter::Publisher(responder) = waiter {
-                let _ = responder.send(Err(Refused::NotLeader));
+                let _ = responder.send(Err(Refused::Uncertain));
             }
         }
         self.inner.forgotten.send_if_modified(|groups| groups.remove(&id));

@@ -3,20 +3,16 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
-use bytes::Bytes;
-use canal_proto::log::Segment;
+use canal_proto::GroupId;
 use canal_proto::peer::{Manifest, RaftEnvelope};
-use canal_proto::{ContentHash, GroupId};
 use prost::Message as _;
 
 use super::{Waiter, Worker, now_ms};
+use crate::compaction::{note_replaced, segments_of};
 use crate::convert;
 use crate::core::group::{Install, Output, Persist};
-use crate::core::keys::{Keys, Table, end_of};
-use crate::core::kv::{Kv, KvError, WriteBatch};
+use crate::core::kv::{KvError, WriteBatch};
 use crate::core::machine::{Effect, Reply};
-use crate::core::txn::decode;
-use crate::files::Files;
 use crate::handle::Error;
 use crate::log_store::GroupWrite;
 
@@ -53,6 +49,8 @@ impl Worker {
             {
                 writes.push(write);
             }
+            // nothing leaves of a replica that could not read what it would say something of
+            self.find_unreadable();
             self.give(*id)?;
         }
         if !writes.is_empty() {
@@ -62,18 +60,24 @@ impl Worker {
             self.begin_installation(id, install)?;
         }
         let mut batch = WriteBatch::default();
+        let mut reconfigured = false;
         for id in &dirty {
             let Some(member) = self.members.get_mut(id) else { continue };
             member.group.persisted(self.inner.kv.as_ref(), &mut batch)?;
             if let Some(hard_state) = member.group.must_persist() {
                 let write = GroupWrite { group: *id, hard_state: Some(hard_state), ..GroupWrite::default() };
                 self.inner.log.write(&[write], true)?;
+                reconfigured = true;
             }
-            note_replaced(*id, self.inner.kv.as_ref(), &self.inner.files, &mut batch)?;
+            note_replaced(*id, self.inner.kv.as_ref(), |hash| self.inner.files.contains(hash), &mut batch)?;
         }
         let sealed = if batch.ops.is_empty() { Vec::new() } else { segments_of(&dirty, &batch)? };
         if !batch.ops.is_empty() {
             self.inner.kv.write(&batch)?;
+        }
+        if reconfigured {
+            // who else holds a group is asked of the rows when the log can't be read
+            self.inner.kv.flush()?;
         }
         for (id, through, segments) in sealed {
             if let Some(member) = self.members.get_mut(&id) {
@@ -199,49 +203,4 @@ impl Worker {
             Effect::Outbox(_) | Effect::Catalog | Effect::Subscription { .. } | Effect::Step(_) => {}
         }
     }
-}
-
-/// Segments that a batch gives another one's place are noted beside it: until the new file is here, a replica may need
-/// the old one to make it. The note is in the same batch, so it is there whenever it is needed.
-fn note_replaced(id: GroupId, kv: &dyn Kv, files: &Files, batch: &mut WriteBatch) -> Result<(), KvError> {
-    let keys = Keys(id);
-    let prefix = keys.one(Table::Segments);
-    let mut notes = Vec::new();
-    for (key, row) in range(batch, &prefix) {
-        let note = [&keys.one(Table::Replaced)[..], key.get(prefix.len()..).unwrap_or_default()].concat();
-        let Some(new) = row else { continue };
-        let Some(old) = kv.get(key)?.filter(|old| old != new) else { continue };
-        let segment: Segment = decode(key, old.clone())?;
-        let here = ContentHash::from_slice(&segment.hash).is_ok_and(|hash| files.contains(&hash));
-        // an older note stands when what it names is here and this one's file is not yet
-        if here || kv.get(&note)?.is_none() {
-            notes.push((note.into(), Some(old)));
-        }
-    }
-    batch.ops.extend(notes);
-    Ok(())
-}
-
-/// The seals in a batch, by group: how far they seal, and the segments that they name.
-fn segments_of(groups: &BTreeSet<GroupId>, batch: &WriteBatch) -> Result<Vec<(GroupId, u64, Vec<Segment>)>, KvError> {
-    let mut seals = Vec::new();
-    for id in groups {
-        let keys = Keys(*id);
-        let key = keys.one(Table::Sealed);
-        let Some(Some(row)) = batch.ops.get(&key) else { continue };
-        let through: crate::core::rows::Counter = decode(&key, row.clone())?;
-        let mut segments = Vec::new();
-        for (key, row) in range(batch, &keys.one(Table::Segments)) {
-            if let Some(row) = row {
-                segments.push(decode::<Segment>(key, row.clone())?);
-            }
-        }
-        seals.push((*id, through.value, segments));
-    }
-    Ok(seals)
-}
-
-fn range<'a>(batch: &'a WriteBatch, prefix: &[u8]) -> impl Iterator<Item = (&'a Bytes, &'a Option<Bytes>)> {
-    let (start, end) = (Bytes::copy_from_slice(prefix), Bytes::from(end_of(prefix)));
-    batch.ops.range(start..end)
 }

@@ -225,7 +225,7 @@ impl Mesh {
             let leader = self.leader().await;
             match self.group(leader).propose(Kind::Spec(spec.clone())).await {
                 Ok(_) => return,
-                Err(Error::Refused(Refused::NotLeader)) => {}
+                Err(Error::Refused(Refused::NotLeader | Refused::Uncertain)) => {}
                 Err(error) => panic!("the spec was refused: {error}"),
             }
         }
@@ -238,7 +238,7 @@ impl Mesh {
             let leader = self.leader().await;
             match ask(self.group(leader)).await {
                 Ok(()) | Err(Error::Refused(Refused::Configuration(_))) => return,
-                Err(Error::Refused(Refused::NotLeader)) => {}
+                Err(Error::Refused(Refused::NotLeader | Refused::Uncertain)) => {}
                 Err(error) => panic!("the change was refused: {error}"),
             }
         }
@@ -254,7 +254,7 @@ impl Mesh {
                 };
                 match answer {
                     Ok(receipt) => return receipt,
-                    Err(Error::Refused(Refused::NotLeader | Refused::Busy)) => {}
+                    Err(Error::Refused(Refused::NotLeader | Refused::Uncertain | Refused::Busy)) => {}
                     Err(error) => panic!("peer {n} refused sequence {sequence}: {error}"),
                 }
             }

@@ -160,6 +160,12 @@ fn peer_status_json(status: &PeerStatus, names: &BTreeMap<u64, String>) -> Value
         "route_records_refused": status.records_refused,
         "relayed_in_bytes": status.relayed_in,
         "relayed_out_bytes": status.relayed_out,
+        "raft_messages": status.raft_messages,
+        "raft_frames": status.raft_frames,
+        "raft_bytes": status.raft_bytes,
+        "refused": status.refused.iter().map(|one| (one.reason.clone(), one.count.into())).collect::<serde_json::Map<_, _>>(),
+        "damage_found": status.damage_found,
+        "damage_repaired": status.damage_repaired,
         "groups": groups,
     })
 }
@@ -194,6 +200,7 @@ fn status_text(status: &PeerStatus) -> String {
         ("neighbours", status.neighbours.to_string()),
         ("known peers", format!("{}, itself included", status.known)),
         ("route records", format!("{} kept, {} refused", status.records, status.records_refused)),
+        ("disk damage", format!("{} found, {} repaired", status.damage_found, status.damage_repaired)),
     ]);
     let columns = [
         left("GROUP"),
@@ -299,12 +306,15 @@ mod tests {
             records: 5,
             records_refused: 1,
             joined: true,
+            damage_found: 2,
+            damage_repaired: 1,
             ..PeerStatus::default()
         };
         let text = status_text(&status);
         let id = PeerId::from_public_key([1; 32]).to_string();
         assert!(text.starts_with(&format!("peer           {id}\naddresses      /ip4/10.0.0.1\n")), "{text}");
         assert!(text.contains("route records  5 kept, 1 refused\n"), "{text}");
+        assert!(text.contains("disk damage    2 found, 1 repaired\n"), "{text}");
         let last = text.lines().last().unwrap();
         assert_eq!(
             last,

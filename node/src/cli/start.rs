@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::fail;
 use crate::config::{Config, Flags};
 use crate::data::InUse;
-use crate::peer::{Ended, Starting};
+use crate::peer::{BeginsAnew, Ended, Starting};
 
 /// Flags of `canal start`.
 #[derive(Debug, Args)]
@@ -22,6 +22,9 @@ pub struct Start {
     /// Say what happens as JSON, a line each
     #[arg(long)]
     json: bool,
+    /// If what the peer holds is damaged, move it aside and begin empty, although groups may have no other copy
+    #[arg(long)]
+    discard_damaged: bool,
     /// Stop when standard input ends: for programs that start peers and must not leave any behind
     #[arg(long, hide = true)]
     exit_with_stdin: bool,
@@ -106,7 +109,10 @@ fn log(filter: &str, json: bool) {
 async fn serve(config: Config, command: &Start) -> Result<ExitCode> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let starting = Starting::new(config).await?;
+    let mut starting = Starting::new(config).await?;
+    if command.discard_damaged {
+        starting.discard_damaged();
+    }
     let started = starting.started();
     if command.json {
         say(&serde_json::to_string(&started)?);
@@ -129,7 +135,15 @@ async fn serve(config: Config, command: &Start) -> Result<ExitCode> {
         _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
         _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
         () = &mut orphaned => return Ok(ExitCode::SUCCESS),
-        peer = starting.join() => peer?,
+        peer = starting.join() => match peer {
+            Err(error) if error.is::<BeginsAnew>() => {
+                if command.json {
+                    say(&serde_json::json!({ "event": "begins-anew" }).to_string());
+                }
+                return Ok(begin_anew(command.json));
+            }
+            peer => peer?,
+        },
     };
     if command.json {
         say(&serde_json::json!({ "event": "serving", "peer": peer.id().to_string() }).to_string());
@@ -168,7 +182,7 @@ fn begin_anew(json: bool) -> ExitCode {
     let again = std::env::current_exe().map(|path| Command::new(path).arg0(name).args(arguments).exec());
     let error = again.unwrap_or_else(|error| error);
     let message = format!(
-        "this peer's disk was older than what it has promised, and it can't begin anew by itself: {error}; start it again"
+        "what this peer held can't be trusted any more, and it can't begin anew by itself: {error}; start it again"
     );
     fail(Code::Forgotten, &message, json)
 }

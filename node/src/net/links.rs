@@ -7,6 +7,7 @@
 //! here to be older than its peer's promises takes part.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ use crate::starts::{Start, Starts};
 
 /// Messages that wait for one peer: some turns of many groups, and little enough memory with entries in them.
 const MAX_QUEUE: usize = 1024;
+/// Messages in one frame: heartbeats of as many groups, and a bound on what a receiver has to make room for.
+pub const MAX_MESSAGES: usize = 16 << 10;
 /// Bytes of messages in one frame: what has arrived is sent together, but never more than fits.
 const BATCH_BYTES: usize = MAX_FRAME / 2;
 /// How long the other side may take to take a frame.
@@ -48,7 +51,26 @@ pub trait Unreachable: Send + Sync {
 pub struct Links {
     runtime: tokio::runtime::Handle,
     starts: Arc<Starts>,
+    sent: Arc<Sent>,
     state: Mutex<State>,
+}
+
+/// What has left for other peers, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Raft messages.
+    pub messages: u64,
+    /// Frames that they travelled in.
+    pub frames: u64,
+    /// Bytes of these.
+    pub bytes: u64,
+}
+
+#[derive(Debug, Default)]
+struct Sent {
+    messages: AtomicU64,
+    frames: AtomicU64,
+    bytes: AtomicU64,
 }
 
 #[derive(Default)]
@@ -68,7 +90,17 @@ struct Link {
 impl Links {
     /// No links yet; messages are dropped until [`Self::connect`].
     pub fn new(starts: Arc<Starts>) -> Arc<Self> {
-        Arc::new(Self { runtime: tokio::runtime::Handle::current(), starts, state: Mutex::default() })
+        let (sent, state) = (Arc::default(), Mutex::default());
+        Arc::new(Self { runtime: tokio::runtime::Handle::current(), starts, sent, state })
+    }
+
+    /// What has been sent since the start.
+    pub fn traffic(&self) -> Traffic {
+        Traffic {
+            messages: self.sent.messages.load(Ordering::Relaxed),
+            frames: self.sent.frames.load(Ordering::Relaxed),
+            bytes: self.sent.bytes.load(Ordering::Relaxed),
+        }
     }
 
     /// From now on, streams are opened through this.
@@ -104,6 +136,7 @@ impl Outgoing for Links {
                 transport,
                 told,
                 starts: self.starts.clone(),
+                sent: self.sent.clone(),
                 queue: receiver,
                 addresses: addresses.clone(),
             };
@@ -127,6 +160,7 @@ struct Sender {
     transport: Weak<dyn Transport>,
     told: Weak<dyn Unreachable>,
     starts: Arc<Starts>,
+    sent: Arc<Sent>,
     queue: mpsc::Receiver<RaftEnvelope>,
     addresses: Arc<Mutex<Vec<String>>>,
 }
@@ -217,7 +251,7 @@ impl Sender {
             }
             let mut size = envelope.encoded_len();
             let mut batch = RaftBatch { messages: vec![envelope] };
-            while size < BATCH_BYTES {
+            while size < BATCH_BYTES && batch.messages.len() < MAX_MESSAGES {
                 let Ok(more) = self.queue.try_recv() else { break };
                 let more_size = more.encoded_len();
                 if size + more_size > BATCH_BYTES {
@@ -240,6 +274,9 @@ impl Sender {
                 batch.messages.into_iter().for_each(|envelope| self.give_up(envelope));
                 return;
             }
+            self.sent.messages.fetch_add(batch.messages.len() as u64, Ordering::Relaxed);
+            self.sent.frames.fetch_add(1, Ordering::Relaxed);
+            self.sent.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
     }
 }

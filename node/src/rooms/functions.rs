@@ -49,6 +49,7 @@ pub async fn run(node: Arc<Node>, group: GroupHandle, term: u64) {
         heads: HashMap::new(),
         spec: None,
         wake: None,
+        clock: Clock::begin(),
     };
     loop {
         watch.now();
@@ -56,7 +57,7 @@ pub async fn run(node: Arc<Node>, group: GroupHandle, term: u64) {
             tracing::error!(group = %room.group.seed().name, %error, "the group's functions can't go on");
             return;
         }
-        let until = room.wake.map(|at| Duration::from_millis(at.saturating_sub(now_ms())));
+        let until = room.wake.map(|at| Duration::from_millis(at.saturating_sub(room.clock.now_ms())));
         tokio::select! {
             biased;
             Some(input) = room.tasks.join_next(), if !room.tasks.is_empty() => {
@@ -91,6 +92,24 @@ struct Room {
     heads: HashMap<u64, u64>,
     spec: Option<u64>,
     wake: Option<u64>,
+    clock: Clock,
+}
+
+/// A clock that says what the machine's said when the room began, and the time since then. The machine's may be set back
+/// or ahead, and what the core waits for would wait as long.
+struct Clock {
+    began_ms: u64,
+    began: Instant,
+}
+
+impl Clock {
+    fn begin() -> Self {
+        Self { began_ms: now_ms(), began: Instant::now() }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.began_ms.saturating_add(u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
 }
 
 impl Room {
@@ -123,7 +142,7 @@ impl Room {
     }
 
     fn handle(&mut self, input: Input) {
-        for output in self.scheduler.handle(input, now_ms()) {
+        for output in self.scheduler.handle(input, self.clock.now_ms()) {
             match output {
                 Output::Load { trigger, topic, from, max } => self.load(trigger, topic, from, max),
                 Output::Run(run) => {
@@ -279,28 +298,16 @@ struct Rows {
 
 impl StateView for Rows {
     fn get(&self, key: &str) -> Result<Option<Bytes>, String> {
-        match self.overlay.get(key) {
-            Some(value) => Ok(value.clone()),
-            None => self.view.state(&self.bucket, key).map_err(|e| e.to_string()),
-        }
+        let below = || self.view.state(&self.bucket, key).map_err(|e| e.to_string());
+        core::state::row(&self.overlay, key, below)
     }
 
     fn scan(&self, prefix: &str, limit: u32) -> Result<Vec<(String, Bytes)>, String> {
-        let changed = self.overlay.range(prefix.to_owned()..).take_while(|(key, _)| key.starts_with(prefix));
-        let changed: Vec<_> = changed.collect();
-        let limit = limit as usize;
-        // every row that was removed may hide one that is applied
-        let stored = self.view.states(&self.bucket, prefix, limit.saturating_add(changed.len()));
-        let stored = stored.map_err(|e| e.to_string())?;
-        let mut rows: std::collections::BTreeMap<String, Bytes> =
-            stored.into_iter().filter_map(|op| op.value.map(|value| (op.key, value))).collect();
-        for (key, value) in changed {
-            match value {
-                Some(value) => rows.insert(key.clone(), value.clone()),
-                None => rows.remove(key),
-            };
-        }
-        Ok(rows.into_iter().take(limit).collect())
+        let below = |limit: usize| {
+            let rows = self.view.states(&self.bucket, prefix, limit).map_err(|e| e.to_string())?;
+            Ok(rows.into_iter().filter_map(|op| op.value.map(|value| (op.key, value))).collect())
+        };
+        core::state::range(&self.overlay, prefix, limit as usize, below)
     }
 }
 

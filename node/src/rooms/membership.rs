@@ -1,6 +1,6 @@
 //! Membership: the leader of a group brings its replicas to where they should be, one step at a time.
 //!
-//! What should be is [`canal_topology::choose`] over the peers that this one knows; which step comes next is
+//! What should be is [`Surroundings::target`] over the peers that this one knows; which step comes next is
 //! [`canal_topology::next_step`]. Both are computed anew each time from what stands, so a leader that comes in the middle
 //! goes on from the configuration that it finds, and every step here can be done twice or not at all.
 //!
@@ -17,7 +17,9 @@ use canal_proto::log::Step as Record;
 use canal_proto::peer::{Replica, Seed};
 use canal_proto::request::{Ask, RemoveReplica};
 use canal_proto::{Code, PeerId};
-use canal_topology::{Candidate, Condition, Member, Objective, Role, Standing, Step, choose, next_step};
+use canal_topology::{
+    Candidate, Condition, Member, Objective, Patience, Role, Signs, Standing, Step, Surroundings, next_step,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
@@ -33,16 +35,8 @@ const LOOK: Duration = Duration::from_millis(500);
 const GO_ON: Duration = Duration::from_millis(100);
 /// How often a group that stood as it should looks at the peers again; its own changes it sees at once.
 const REST: Duration = Duration::from_secs(2);
-/// A replica that lacks no more entries than this has caught up: the rest travels faster than the change.
-const CAUGHT_UP: u64 = 128;
-/// A replica that said nothing for this long does not count for a majority: twenty heartbeats.
-pub const SILENT: Duration = Duration::from_secs(2);
-/// A replica that could not be brought to life in this time makes room for one on another peer.
-const BRING_UP: Duration = Duration::from_secs(30);
-/// How long such a peer is no candidate.
+/// How long a peer is no candidate on which a replica could not be brought to life.
 const AVOID: Duration = Duration::from_secs(300);
-/// While a replica is filled by a snapshot it may be silent for at least this long: it writes all its rows anew.
-const INSTALLING: Duration = Duration::from_secs(300);
 /// For creating a replica on another peer.
 const CREATE: Duration = Duration::from_secs(5);
 /// For a change of the configuration; a leader that gets no majority in that time loses its office.
@@ -173,6 +167,7 @@ impl Room {
         let silent: BTreeMap<u64, Duration> =
             replicas.iter().map(|replica| (replica.id, self.silent(replica.id))).collect();
         let lost = self.probe.lost(&self.node, &self.group, status, &silent).await;
+        let patience = Patience { replace_after: self.node.config.replace_after, ..Patience::default() };
         let mut members = Vec::new();
         for replica in replicas {
             let Ok(peer) = replica.peer_id() else { continue };
@@ -181,7 +176,10 @@ impl Room {
                 false => Role::Voter,
             };
             let silent = silent.get(&replica.id).copied().unwrap_or_default();
-            let condition = self.condition(status, replica.id, role, silent, lost.contains(&replica.id));
+            let Progress { matched, snapshot, .. } = status.progress.get(&replica.id).copied().unwrap_or_default();
+            let (leads, lost) = (replica.id == status.replica, lost.contains(&replica.id));
+            let signs = Signs { leads, role, silent, matched, snapshot, lost };
+            let condition = signs.condition(status.committed, &patience);
             members.push(Member { id: replica.id, peer, role, condition });
         }
         let target = self.target(status, wanted, &members);
@@ -194,67 +192,21 @@ impl Room {
         Duration::from_millis(self.group.silent_ms(id)).min(met)
     }
 
-    fn condition(&self, status: &Status, id: u64, role: Role, silent: Duration, lost: bool) -> Condition {
-        if id == status.replica {
-            return Condition::Well;
-        }
-        let Progress { matched, snapshot, .. } = status.progress.get(&id).copied().unwrap_or_default();
-        let replace_after = self.node.config.replace_after;
-        let limit = match (role, snapshot) {
-            (_, true) => replace_after.max(INSTALLING),
-            // what it has is not missed, so it gets the time that it takes to come to life
-            (Role::Learner, false) => replace_after.max(BRING_UP),
-            (Role::Voter, false) => replace_after,
-        };
-        let unborn = role == Role::Learner && matched == 0 && !snapshot;
-        if lost {
-            Condition::Lost
-        } else if silent >= (if unborn { BRING_UP } else { limit }) {
-            // one that was just agreed on is silent until its peer has made it
-            Condition::Gone
-        } else if unborn {
-            Condition::New
-        } else if silent >= SILENT {
-            Condition::Silent
-        } else if matched > 0 && matched + CAUGHT_UP >= status.committed && !snapshot {
-            Condition::Well
-        } else {
-            Condition::Behind
-        }
-    }
-
     /// The peers that should hold the replicas.
     fn target(&self, status: &Status, wanted: usize, members: &[Member]) -> Vec<PeerId> {
         let objective = status.spec.placement.as_ref().map(Objective::from).unwrap_or_default();
-        let gone = |peer: PeerId| members.iter().any(|m| m.peer == peer && m.condition == Condition::Gone);
-        let mut candidates: Vec<Candidate> =
+        let mut live: Vec<Candidate> =
             self.node.peers.live().iter().filter_map(|info| Candidate::try_from(info).ok()).collect();
-        let known = |candidates: &[Candidate], peer| candidates.iter().any(|candidate| candidate.peer == peer);
-        if !known(&candidates, self.node.id) {
-            candidates.extend(Candidate::try_from(&self.node.describe()));
+        if !live.iter().any(|candidate| candidate.peer == self.node.id) {
+            live.extend(Candidate::try_from(&self.node.describe()));
         }
-        candidates.retain(|candidate| !gone(candidate.peer));
-        let others = candidates.iter().filter(|candidate| !self.avoided.contains_key(&candidate.peer)).count();
-        if others >= wanted {
-            // where there is nobody else, it is tried again
-            candidates.retain(|candidate| !self.avoided.contains_key(&candidate.peer));
-        }
-        // a replica that talks is there, whatever its peer's description is
-        let mut last: Option<Vec<Candidate>> = None;
-        for member in members.iter().filter(|member| member.condition != Condition::Gone) {
-            if !known(&candidates, member.peer) {
-                let all = || self.node.peers.all().iter().filter_map(|info| Candidate::try_from(info).ok()).collect();
-                let last = last.get_or_insert_with(all);
-                let told = last.iter().find(|candidate| candidate.peer == member.peer).cloned();
-                candidates.push(told.unwrap_or_else(|| unknown(member.peer, &objective)));
-            }
-        }
-        let mut held: Vec<&Member> = members.iter().filter(|member| member.condition != Condition::Gone).collect();
-        held.sort_by_key(|member| {
-            (member.id != status.replica, member.condition == Condition::Lost, member.role == Role::Learner, member.id)
-        });
-        let held: Vec<PeerId> = held.into_iter().map(|member| member.peer).collect();
-        choose(self.group.id().0, wanted, &held, &objective, &candidates)
+        let told = |peer: PeerId| {
+            let all = self.node.peers.all();
+            all.iter().find(|info| info.peer == peer.to_vec()).and_then(|info| Candidate::try_from(info).ok())
+        };
+        let avoided = self.avoided.keys().copied().collect();
+        let around = Surroundings { leader: status.replica, members, live, avoided };
+        around.target(self.group.id().0, wanted, &objective, told)
     }
 
     async fn add(&mut self, peer: PeerId) -> anyhow::Result<()> {
@@ -378,21 +330,6 @@ impl Room {
 
 fn replica(status: &Status, id: u64) -> Option<&Replica> {
     status.configuration.replicas.iter().find(|replica| replica.id == id)
-}
-
-/// What is assumed of a peer whose description nobody has told: that it is as it should be.
-fn unknown(peer: PeerId, objective: &Objective) -> Candidate {
-    Candidate {
-        peer,
-        tier: objective.tier.unwrap_or(canal_proto::peer::Tier::Edge),
-        site: peer.to_string(),
-        cpus: 0,
-        memory: 0,
-        replicas: 0,
-        labels: objective.labels.clone(),
-        draining: false,
-        coordinate: None,
-    }
 }
 
 /// Creates a replica on its peer; nothing happens where it exists.

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use canal_consensus::GroupHandle;
-use canal_proto::event::Event;
-use canal_proto::log::{Kind, OutboxAck};
+use canal_proto::log::Kind;
 use canal_proto::request::{Answer, Ask, Publish};
-use canal_proto::{Code, ProducerId, TopicId};
+use canal_proto::{Code, TopicId};
 use canal_sdk::Target;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
@@ -93,32 +92,20 @@ async fn deliver(node: &Node, group: &GroupHandle, topic: TopicId) -> bool {
 
 async fn try_deliver(node: &Node, group: &GroupHandle, topic: TopicId) -> Result<(), canal_sdk::Error> {
     let view = group.view();
-    let rows = tokio::task::spawn_blocking(move || view.outbox(topic, BATCH));
-    let rows = rows.await.map_err(internal)?.map_err(internal)?;
-    let Some((first, row)) = rows.first() else { return Ok(()) };
-    let (first, name) = (*first, row.emit.target.name.clone());
-    let mut bytes = 0;
-    let mut events: Vec<Event> = Vec::new();
-    for (_, row) in rows {
-        bytes += row.emit.event.payload.len() + row.emit.event.key.len();
-        if bytes > BATCH_BYTES && !events.is_empty() {
-            break;
-        }
-        events.push(row.emit.event);
-    }
-    let count = events.len() as u64;
+    let front = tokio::task::spawn_blocking(move || view.outbox(topic, BATCH, BATCH_BYTES));
+    let Some(batch) = front.await.map_err(internal)?.map_err(internal)? else { return Ok(()) };
+    let name = batch.target.name.clone();
+    let item = batch.item(group.id());
     let publish = Publish {
         topic: name.clone(),
-        topic_id: topic.0,
-        producer: ProducerId::of_outbox(group.id()).to_vec().into(),
-        first_sequence: first,
-        events,
-        origin: group.id().0,
+        topic_id: item.topic,
+        producer: item.producer,
+        first_sequence: item.first_sequence,
+        events: item.events,
+        origin: item.origin,
     };
     let ack = match node.client.call(Target::Topic(name.clone()), Ask::Publish(publish)).await {
-        Ok(Answer::Receipt(receipt)) => {
-            OutboxAck { topic: topic.0, through: first + u64::from(receipt.count).min(count) - 1, refused: false }
-        }
+        Ok(Answer::Receipt(receipt)) => batch.acknowledged(u64::from(receipt.count)),
         Ok(_) => return Err(canal_sdk::Error::new(Code::Malformed, "a publish was answered with something else")),
         Err(error) if error.code == Code::UnknownTopic => {
             // only the catalog's leader is believed that a topic is gone for good
@@ -126,10 +113,14 @@ async fn try_deliver(node: &Node, group: &GroupHandle, topic: TopicId) -> Result
             if view.topics.iter().any(|info| info.id == topic.0) {
                 return Err(error);
             }
-            tracing::warn!(topic = %name, effects = count, "a topic is gone; its effects go to their dead-letter topics");
-            OutboxAck { topic: topic.0, through: first + count - 1, refused: true }
+            let effects = batch.count();
+            tracing::warn!(topic = %name, effects, "a topic is gone; its effects go to their dead-letter topics");
+            Some(batch.refused())
         }
         Err(error) => return Err(error),
+    };
+    let Some(ack) = ack else {
+        return Err(canal_sdk::Error::new(Code::Malformed, "a receipt says that nothing was taken"));
     };
     group.propose(Kind::OutboxAck(ack)).await.map_err(|e| node.refusal(group, e))?;
     Ok(())

@@ -12,11 +12,11 @@ use canal_consensus::{GroupHandle, Status};
 use canal_proto::Code;
 use canal_proto::peer::Replica;
 use canal_proto::request::{Answer, Ask};
+use canal_topology::judge::SILENT;
 use futures::future::join_all;
 use tokio::time::Instant;
 
 use super::ask::ask;
-use super::membership::SILENT;
 use crate::node::Node;
 
 /// How often the peer of a silent replica is asked.

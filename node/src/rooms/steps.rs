@@ -142,7 +142,7 @@ async fn record(node: &Node, group: &GroupHandle, reports: &Reports, mut step: S
         match group.propose(Kind::Step(step.clone())).await {
             Ok(_) => return,
             // whoever leads now goes on, and has a step of its own to record
-            Err(canal_consensus::Error::Refused(Refused::NotLeader)) => return,
+            Err(canal_consensus::Error::Refused(Refused::NotLeader | Refused::Uncertain)) => return,
             Err(error) => tracing::debug!(group = %name, %error, "a step is not recorded yet"),
         }
         sleep(RETRY).await;

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use canal_consensus::{GroupHandle, Reply};
+use canal_consensus::{GroupHandle, Refused, Reply};
 use canal_proto::catalog::{CatalogCommand, CatalogReply, Change, FunctionInfo};
 use canal_proto::limits::MAX_SCAN;
 use canal_proto::log::Kind;
 use canal_proto::peer::{PeerInfo, Replica};
 use canal_proto::request::{
     Activations, ActivationsAsk, Answer, ApplySpec, Ask, Blob, BlobAsk, CatalogAsk, CatalogView, Consistency, Done,
-    EndProducer, GroupStatus, PeerStatus, PieceAsk, StateGet, StateList, StatePut, StateRows, TopicStatus, TriggerLag,
+    EndProducer, GroupStatus, PeerStatus, PieceAsk, RefusedCount, StateGet, StateList, StatePut, StateRows,
+    TopicStatus, TriggerLag,
 };
 use canal_proto::{Code, ContentHash, GroupId, Pattern, PeerId, TopicId, TriggerId, WireError};
 use canal_topology::{Candidate, Objective};
@@ -33,7 +34,7 @@ const DEFAULT_REPLICAS: u32 = 3;
 pub async fn answer(node: &Node, peer: PeerId, between_peers: bool, ask: Ask) -> Answered {
     match ask {
         Ask::Hello(_) => Err(WireError::new(Code::Malformed, "a second greeting")),
-        Ask::Resolve(ask) => node.resolve(&ask.name, ask.fresh).await.map(Answer::Route),
+        Ask::Resolve(ask) => super::leaders::resolve(node, ask).await.map(Answer::Route),
         Ask::Publish(_) => Err(internal("a publish that came the wrong way; this is a bug")),
         Ask::EndProducer(ask) => end_producer(node, ask).await,
         Ask::TopicStatus(ask) => topic_status(node, &ask.topic).await,
@@ -79,7 +80,12 @@ async fn leading_catalog(node: &Node) -> Result<GroupHandle, WireError> {
 }
 
 async fn propose(node: &Node, group: &GroupHandle, kind: Kind) -> Result<Reply, WireError> {
-    group.propose(kind).await.map_err(|e| node.refusal(group, e))
+    group.propose(kind).await.map_err(|error| {
+        let uncertain = matches!(error, canal_consensus::Error::Refused(Refused::Uncertain));
+        let refusal = node.refusal(group, error);
+        // unlike a publish, these may not be done twice: whoever asks has to know that it may have been done
+        if uncertain { WireError { code: Code::NoQuorum.into(), ..refusal } } else { refusal }
+    })
 }
 
 async fn end_producer(node: &Node, ask: EndProducer) -> Answered {
@@ -340,6 +346,13 @@ async fn activations(node: &Node, ask: ActivationsAsk) -> Answered {
 
 async fn group_status(node: &Node, id: GroupId) -> Answered {
     let group = here(node, id).await?;
+    if group.status().forgotten {
+        // what it holds can't be trusted or read: it does not count as a replica, and its group replaces it
+        return Err(WireError::new(
+            Code::NotHere,
+            format!("the replica of group {id} on this peer is damaged; ask another"),
+        ));
+    }
     full_status(&group).map(Answer::GroupStatus)
 }
 
@@ -387,6 +400,11 @@ fn full_status(group: &GroupHandle) -> Result<GroupStatus, WireError> {
     })
 }
 
+fn refused(node: &Node) -> Vec<RefusedCount> {
+    let counts = node.net.refused().all().filter(|(_, count)| *count > 0);
+    counts.map(|(reason, count)| RefusedCount { reason: reason.name().to_owned(), count }).collect()
+}
+
 fn peer_status(node: &Node) -> Result<PeerStatus, WireError> {
     let mut groups = Vec::new();
     for group in node.groups.groups() {
@@ -394,11 +412,14 @@ fn peer_status(node: &Node) -> Result<PeerStatus, WireError> {
     }
     let routes = node.dht.routes();
     let totals = node.groups.totals();
+    let traffic = node.links.traffic();
     Ok(PeerStatus {
         log_entries: totals.log_entries,
         log_bytes: totals.log_bytes,
         segments: totals.segments,
         segment_bytes: totals.segment_bytes,
+        damage_found: totals.damage_found,
+        damage_repaired: totals.damage_repaired,
         info: super::peers::own(node),
         groups,
         neighbours: u32::try_from(node.net.neighbours()).unwrap_or(u32::MAX),
@@ -406,8 +427,12 @@ fn peer_status(node: &Node) -> Result<PeerStatus, WireError> {
         records_refused: routes.refused().values().sum(),
         joined: node.joined.load(std::sync::atomic::Ordering::Relaxed),
         relayed_in: node.relays.came_in(),
+        refused: refused(node),
         relayed_out: node.relays.went_out(),
         known: super::peers::known(node),
+        raft_messages: traffic.messages,
+        raft_frames: traffic.frames,
+        raft_bytes: traffic.bytes,
     })
 }
 

@@ -1,12 +1,15 @@
 //! Requests over one stream: many at a time, answered as they are done.
 //!
 //! Publishes are put before their group in the order in which they came, so that a publisher may pipeline. Everything
-//! else runs beside. When too much is under way, the stream is not read: the client feels it as back-pressure.
+//! else runs beside. When too much is under way, the stream is not read: the client feels it as back-pressure. What all
+//! of it may take is said in [`super::room`]; a frame that was begun has to be whole in time, and so have answers to be
+//! taken.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use canal_proto::limits::MAX_FRAME;
 use canal_proto::request::{Answer, Ask, Hello, Request, Response, VERSION, Welcome};
 use canal_proto::{Code, MeshId, PeerId, WireError, frame};
 use canal_sdk::BoxStream;
@@ -15,8 +18,10 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use super::room::{Held, Room, Share, answer_bytes};
 use super::{answers, publish};
 use crate::net::Protocol;
+use crate::net::refused::{Reason, Refused};
 use crate::node::{NAMESPACE, Node};
 
 /// Requests of one conversation under way.
@@ -25,26 +30,51 @@ const MAX_REQUESTS: usize = 1024;
 const MAX_ANSWERS: usize = 64;
 /// How long a client has for its greeting.
 const GREETING: Duration = Duration::from_secs(10);
+/// How long a frame may take from its first bytes to its last: the largest, over a link of a megabit a second.
+const FRAME_TIME: Duration = Duration::from_secs(40);
 /// How long a client may take to take an answer.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Deadline of a request that names none.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Longest deadline.
 const MAX_DEADLINE: Duration = Duration::from_secs(60);
-/// Bytes read at a time.
+/// Bytes read at a time, at most, and of a frame that is not whole before it needs room of its own.
 const READ: usize = 64 << 10;
+/// Bytes read at a time from who sends little: most conversations are idle, and what is read into is memory.
+const LITTLE: usize = 4 << 10;
+/// Answers that have arrived are written together up to about this size.
+const WRITE_BATCH: usize = 256 << 10;
+/// What a step of reading a request stands for at least; see [`frame::read`].
+const BYTES_A_STEP: usize = 16;
 
 /// Serves one conversation to its end.
-pub async fn serve(node: Arc<Node>, protocol: Protocol, peer: PeerId, stream: BoxStream) {
+pub async fn serve(node: Arc<Node>, room: Room, protocol: Protocol, peer: PeerId, stream: BoxStream) {
     let (read, write) = tokio::io::split(stream);
     let (answers, outbox) = mpsc::channel(MAX_ANSWERS);
     let mut tasks = JoinSet::new();
-    let writer = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(write_answers(write, outbox)));
-    let mut reader = Reader { stream: read, bytes: BytesMut::new() };
-    let mut conversation = Conversation { node, protocol, peer, answers, room: Arc::new(Semaphore::new(MAX_REQUESTS)) };
-    if let Err(error) = conversation.run(&mut reader, &mut tasks).await {
-        let answer = Response { id: 0, answer: Some(Answer::Error(error)) };
-        let _ = conversation.answers.send(answer).await;
+    let writing = write_answers(write, outbox, node.clone());
+    let writer = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(writing));
+    let mut reader = Reader { stream: read, bytes: BytesMut::new(), chunk: LITTLE, room: room.clone(), held: None };
+    let share = room.share();
+    let requests = Arc::new(Semaphore::new(MAX_REQUESTS));
+    let mut conversation = Conversation { node, protocol, peer, answers, requests, share };
+    let taken = conversation.answers.clone();
+    let gone = taken.closed();
+    let ended = tokio::select! {
+        biased;
+        // nobody takes answers any more
+        () = gone => Ok(()),
+        ended = conversation.run(&mut reader, &mut tasks) => ended,
+    };
+    drop(taken);
+    drop(reader);
+    if let Err((reason, error)) = ended {
+        conversation.node.net.refused().count(reason);
+        let answer = Response { id: 0, answer: Some(Answer::Error(*error)) };
+        let _ = conversation.answers.send((answer, Share::none())).await;
+    }
+    if conversation.answers.is_closed() {
+        tasks.abort_all();
     }
     // nobody is left to answer, unless the client only closed its own side
     while tasks.join_next().await.is_some() {}
@@ -52,45 +82,125 @@ pub async fn serve(node: Arc<Node>, protocol: Protocol, peer: PeerId, stream: Bo
     let _ = writer.await;
 }
 
+/// Why a conversation ends, and how that is counted.
+type Ended = (Reason, Box<WireError>);
+
+fn malformed(message: impl Into<String>) -> Ended {
+    (Reason::Malformed, Box::new(WireError::new(Code::Malformed, message)))
+}
+
 struct Reader {
     stream: ReadHalf<BoxStream>,
     bytes: BytesMut,
+    /// Bytes to read next: what comes says how much comes at a time.
+    chunk: usize,
+    room: Room,
+    /// Room for the frame that is being received.
+    held: Option<(usize, Held)>,
 }
 
 impl Reader {
-    /// The next request; `None` at the end of the stream.
-    async fn next(&mut self) -> Result<Option<Request>, WireError> {
+    /// The next request, and the bytes of its frame; `None` at the end of the stream.
+    async fn next(&mut self) -> Result<Option<(Request, usize)>, Ended> {
         loop {
-            match frame::decode::<Request>(&mut self.bytes) {
-                Ok(Some(request)) => return Ok(Some(request)),
+            match frame::split(&mut self.bytes) {
+                Ok(Some(frame)) => {
+                    self.held = None;
+                    let length = frame.len();
+                    let request = frame::read(frame, BYTES_A_STEP).map_err(|e| malformed(e.to_string()))?;
+                    return Ok(Some((request, length)));
+                }
                 Ok(None) => {}
-                Err(error) => return Err(WireError::new(Code::Malformed, error.to_string())),
+                Err(error) => return Err(malformed(error.to_string())),
             }
-            self.bytes.reserve(READ);
-            match self.stream.read_buf(&mut self.bytes).await {
-                Ok(0) | Err(_) if self.bytes.is_empty() => return Ok(None),
-                Ok(0) => return Err(WireError::new(Code::Malformed, "the stream ended within a frame")),
-                Ok(_) => {}
-                Err(_) => return Ok(None),
+            if self.bytes.is_empty() {
+                // as long as it likes: it has nothing to say
+                if !self.more().await? {
+                    return Ok(None);
+                }
+                continue;
             }
+            let whole = async {
+                while !self.is_whole() {
+                    self.make_room()?;
+                    if !self.more().await? {
+                        return Err(malformed("the stream ended within a frame"));
+                    }
+                }
+                Ok(())
+            };
+            let late = || malformed(format!("a frame was begun and not ended in {FRAME_TIME:?}")).1;
+            timeout(FRAME_TIME, whole).await.map_err(|_| (Reason::Late, late()))??;
         }
+    }
+
+    /// Whether there is something to decide on: a frame, or a length that is refused.
+    fn is_whole(&self) -> bool {
+        let length = self.bytes.first_chunk::<4>().map(|head| u32::from_le_bytes(*head) as usize);
+        length.is_some_and(|length| length > MAX_FRAME || self.bytes.len() >= 4 + length)
+    }
+
+    /// A frame that fills the buffer needs room among those of all conversations.
+    fn make_room(&mut self) -> Result<(), Ended> {
+        let needed = self.bytes.len() + self.chunk;
+        if needed <= 2 * READ || self.held.as_ref().is_some_and(|(held, _)| *held >= needed) {
+            return Ok(());
+        }
+        self.held = None;
+        let full =
+            || WireError::new(Code::WouldBlock, "this peer receives as many large requests as it may; try again");
+        let held = self.room.receive(2 * needed).ok_or_else(|| (Reason::Busy, Box::new(full())))?;
+        self.held = Some((2 * needed, held));
+        Ok(())
+    }
+
+    /// Reads what there is; false at the end.
+    async fn more(&mut self) -> Result<bool, Ended> {
+        self.bytes.reserve(self.chunk);
+        let count = match (&mut self.stream).take(self.chunk as u64).read_buf(&mut self.bytes).await {
+            // a stream that broke has nobody to be told
+            Ok(0) | Err(_) => return Ok(false),
+            Ok(count) => count,
+        };
+        if count >= self.chunk {
+            self.chunk = (2 * self.chunk).min(READ);
+        } else if count < self.chunk / 4 {
+            self.chunk = (self.chunk / 2).max(LITTLE);
+        }
+        Ok(true)
     }
 }
 
-async fn write_answers(mut stream: WriteHalf<BoxStream>, mut outbox: mpsc::Receiver<Response>) {
+async fn write_answers(
+    mut stream: WriteHalf<BoxStream>,
+    mut outbox: mpsc::Receiver<(Response, Held)>,
+    node: Arc<Node>,
+) {
     let mut bytes = BytesMut::new();
-    while let Some(first) = outbox.recv().await {
-        bytes.clear();
+    while let Some((first, room)) = outbox.recv().await {
+        let mut held = vec![room];
         put(&first, &mut bytes);
-        while let Ok(more) = outbox.try_recv() {
+        drop(first);
+        while bytes.len() < WRITE_BATCH {
+            let Ok((more, room)) = outbox.try_recv() else { break };
             put(&more, &mut bytes);
+            held.push(room);
         }
         let write = async {
             stream.write_all(&bytes).await?;
             stream.flush().await
         };
-        if !matches!(timeout(WRITE_TIMEOUT, write).await, Ok(Ok(()))) {
-            return;
+        match timeout(WRITE_TIMEOUT, write).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return,
+            Err(_) => {
+                node.net.refused().count(Reason::Unread);
+                return;
+            }
+        }
+        bytes.clear();
+        if bytes.capacity() > 2 * WRITE_BATCH {
+            bytes = BytesMut::new();
         }
     }
     let _ = stream.shutdown().await;
@@ -109,35 +219,46 @@ struct Conversation {
     node: Arc<Node>,
     protocol: Protocol,
     peer: PeerId,
-    answers: mpsc::Sender<Response>,
-    room: Arc<Semaphore>,
+    answers: mpsc::Sender<(Response, Held)>,
+    requests: Arc<Semaphore>,
+    share: Share,
 }
 
 impl Conversation {
-    async fn run(&mut self, reader: &mut Reader, tasks: &mut JoinSet<()>) -> Result<(), WireError> {
-        let silent = |_| WireError::new(Code::Malformed, "no greeting came");
-        let Some(first) = timeout(GREETING, reader.next()).await.map_err(silent)?? else { return Ok(()) };
+    async fn run(&mut self, reader: &mut Reader, tasks: &mut JoinSet<()>) -> Result<(), Ended> {
+        let silent = |_| (Reason::Late, malformed("no greeting came").1);
+        let Some((first, _)) = timeout(GREETING, reader.next()).await.map_err(silent)?? else { return Ok(()) };
         let Some(Ask::Hello(hello)) = first.ask else {
-            return Err(WireError::new(Code::Malformed, "a conversation begins with a greeting"));
+            return Err(malformed("a conversation begins with a greeting"));
         };
         let answer = match self.greet(&hello).await {
             Ok(welcome) => Answer::Welcome(welcome),
-            Err(error) => Answer::Error(error),
+            Err(error) => {
+                self.refused().count(Reason::Incompatible);
+                Answer::Error(error)
+            }
         };
         let refused = matches!(answer, Answer::Error(_));
-        let _ = self.answers.send(Response { id: first.id, answer: Some(answer) }).await;
+        let _ = self.answers.send((Response { id: first.id, answer: Some(answer) }, Share::none())).await;
         if refused {
             return Ok(());
         }
-        while let Some(request) = reader.next().await? {
+        while let Some((Request { id, deadline_ms, ask }, length)) = reader.next().await? {
             while tasks.try_join_next().is_some() {}
-            let Ok(permit) = self.room.clone().acquire_owned().await else { return Ok(()) };
-            let deadline = match request.deadline_ms {
+            let Ok(permit) = self.requests.clone().acquire_owned().await else { return Ok(()) };
+            let Some(held) = self.share.hold(length + answer_bytes(ask.as_ref())).await else {
+                self.refused().count(Reason::Busy);
+                let error = WireError::new(Code::WouldBlock, "this peer has too much under way; try again");
+                let answer = Response { id, answer: Some(Answer::Error(error)) };
+                let _ = self.answers.send((answer, Share::none())).await;
+                continue;
+            };
+            let deadline = match deadline_ms {
                 0 => DEADLINE,
                 ms => Duration::from_millis(ms.into()).min(MAX_DEADLINE),
             };
-            let (answers, id) = (self.answers.clone(), request.id);
-            let answer = self.begin(request.ask);
+            let answers = self.answers.clone();
+            let answer = self.begin(ask);
             tasks.spawn(async move {
                 let answer = match timeout(deadline, answer).await {
                     Ok(Ok(answer)) => answer,
@@ -147,11 +268,15 @@ impl Conversation {
                         format!("no majority answered within {} ms; it may still take effect", deadline.as_millis()),
                     )),
                 };
-                let _ = answers.send(Response { id, answer: Some(answer) }).await;
+                let _ = answers.send((Response { id, answer: Some(answer) }, held)).await;
                 drop(permit);
             });
         }
         Ok(())
+    }
+
+    fn refused(&self) -> &Refused {
+        self.node.net.refused()
     }
 
     async fn greet(&self, hello: &Hello) -> Result<Welcome, WireError> {

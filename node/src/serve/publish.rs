@@ -7,12 +7,15 @@ use canal_proto::request::{Answer, Publish};
 use canal_proto::{Code, ProducerId, TopicName, WireError};
 use prost::Message;
 
+use super::leaders;
 use crate::node::{Node, unknown_topic};
 
 /// A publish that is under way, or was refused at once.
 pub enum Begun {
     /// Its events stand behind those of earlier publishes.
     Appending(GroupHandle, Appending),
+    /// The topic's group, which has a replica here, has no leader at the moment.
+    Leaderless(GroupHandle, Box<Publish>, bool),
     /// This peer does not host the topic.
     Elsewhere(String),
     /// It can't be taken.
@@ -53,6 +56,9 @@ fn check(node: &Node, ask: Publish, between_peers: bool) -> Result<Begun, WireEr
         return if ask.topic_id > topic.0 { Ok(Begun::Elsewhere(ask.topic)) } else { Err(unknown_topic(&ask.topic)) };
     }
     let status = group.status();
+    if leaders::is_lost(&group, &status) && !node.is_stopping() {
+        return Ok(Begun::Leaderless(group, Box::new(ask), between_peers));
+    }
     if !status.leads || node.is_stopping() {
         return Err(node.not_leader(&status));
     }
@@ -65,7 +71,18 @@ fn check(node: &Node, ask: Publish, between_peers: bool) -> Result<Begun, WireEr
 
 /// Waits for what a publish comes to.
 pub async fn finish(node: &Node, begun: Begun) -> Result<Answer, WireError> {
+    let begun = match begun {
+        Begun::Leaderless(group, ask, between_peers) => {
+            let Ok(_place) = node.waiting.try_acquire() else { return Err(node.not_leader(&group.status())) };
+            leaders::found(&group).await;
+            // others of this conversation may be first: the group takes no event out of turn
+            begin(node, *ask, between_peers)
+        }
+        begun => begun,
+    };
     match begun {
+        // it has waited enough
+        Begun::Leaderless(group, ..) => Err(node.not_leader(&group.status())),
         Begun::Appending(group, appending) => {
             appending.receipt().await.map(Answer::Receipt).map_err(|e| node.refusal(&group, e))
         }

@@ -21,7 +21,8 @@ use self::durable::Durable;
 use self::flow::Credit;
 use self::said::Said;
 use self::source::Source;
-use crate::net::links::read_frame;
+use super::greeting::first;
+use crate::net::refused::Reason;
 use crate::node::{NAMESPACE, Node, internal};
 
 pub mod batch;
@@ -30,8 +31,6 @@ mod flow;
 mod said;
 mod source;
 
-/// How long a client has to say what it wants.
-const GREETING: Duration = Duration::from_secs(10);
 /// Bytes of events in one delivery, about: a slow link shows progress, and a large event still fits.
 const DELIVERY_BYTES: u64 = 512 << 10;
 /// Without anything to send for so long, it is said that the subscription stands.
@@ -41,7 +40,17 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Serves one subscription to its end.
 pub async fn serve(node: Arc<Node>, mut stream: BoxStream) {
-    let Ok(Some(ask)) = timeout(GREETING, read_frame::<Subscribe>(&mut stream)).await else { return };
+    let ask = match first::<Subscribe>(&mut stream, node.net.refused()).await {
+        Ok(Some(ask)) => ask,
+        Ok(None) => return,
+        Err(error) => {
+            let (_, write) = tokio::io::split(stream);
+            let mut out = Out { write, beat: Instant::now() + BEAT };
+            let _ = out.send(Content::Error(error)).await;
+            let _ = timeout(WRITE_TIMEOUT, out.write.shutdown()).await;
+            return;
+        }
+    };
     let (read, write) = tokio::io::split(stream);
     let said = Said::new();
     let mut out = Out { write, beat: Instant::now() + BEAT };
@@ -52,11 +61,21 @@ pub async fn serve(node: Arc<Node>, mut stream: BoxStream) {
         ended = begin(&node, &ask, &said, &mut out, &mut durable) => ended.err().flatten(),
     };
     if let Some(error) = ended {
+        count(&node, &error);
         let _ = out.send(Content::Error(error)).await;
     }
     let _ = timeout(WRITE_TIMEOUT, out.write.shutdown()).await;
     if let Some(durable) = durable {
         durable.last_move(&node, &said).await;
+    }
+}
+
+/// Counts what a subscriber should not have said.
+fn count(node: &Node, error: &WireError) {
+    match error.code() {
+        Code::Malformed => node.net.refused().count(Reason::Malformed),
+        Code::Incompatible => node.net.refused().count(Reason::Incompatible),
+        _ => {}
     }
 }
 

@@ -24,9 +24,9 @@ use crate::connection::Connection;
 use crate::pool::Place;
 use crate::routes;
 
-/// Silence after which the next replica is asked too: longer than a healthy quorum ever takes, shorter than it takes
-/// to notice a peer that was killed.
-pub(crate) const HEDGE: Duration = Duration::from_secs(1);
+/// Silence after which the next replica is asked too: some times what a healthy quorum takes, and shorter than an
+/// election. A replica that has not heard of its leader for about as long waits until there is another, and names it.
+pub(crate) const HEDGE: Duration = Duration::from_millis(400);
 /// The same for a conversation that does not come about: on a healthy path it takes a few round trips, and to begin
 /// another one beside it costs nobody anything.
 const CONNECT_HEDGE: Duration = Duration::from_millis(300);

@@ -93,6 +93,10 @@ impl Shared {
 
     fn settle(&self, response: Response) -> Result<(), Error> {
         let Response { id, answer } = response;
+        // said of the whole conversation, which ends with it
+        if let (0, Some(Answer::Error(error))) = (id, &answer) {
+            return Err(error.clone().into());
+        }
         if id == 0 || id >= self.ids.load(Ordering::Relaxed) {
             return Err(Error::malformed(format!("the peer answered request {id}, which was never made")));
         }

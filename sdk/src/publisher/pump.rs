@@ -9,13 +9,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use canal_proto::request::{Answer, Ask, Publish};
+use canal_proto::request::{Answer, Ask, Publish, Route};
 use canal_proto::{Code, Event, ProducerId, Receipt};
-use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
+use futures::{FutureExt, StreamExt};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::news;
 use super::window::{Batch, Window};
 use crate::Error;
 use crate::backoff::Backoff;
@@ -24,7 +25,10 @@ use crate::connection::Connection;
 
 /// Publish requests under way: enough to fill the time of a round trip, few enough that batches grow under load.
 const PIPELINE: usize = 8;
-/// Silence after which another leader is looked for.
+/// Silence after which the other replicas are asked whether they know another leader: some times what a healthy quorum
+/// takes, and less than they need to elect one.
+const DOUBT: Duration = Duration::from_millis(250);
+/// Silence after which another leader is looked for, whatever they say.
 const SILENCE: Duration = Duration::from_secs(1);
 /// How long the leader is looked for at a time when there is no deadline.
 const FINDING: Duration = Duration::from_secs(10);
@@ -46,6 +50,13 @@ pub(super) struct Pump {
     gaps: u32,
     /// What went wrong last, since the last receipt.
     trouble: Option<Error>,
+}
+
+async fn told(news: &mut Option<BoxFuture<'static, Option<Route>>>) -> Option<Route> {
+    match news {
+        Some(news) => news.await,
+        None => std::future::pending().await,
+    }
 }
 
 type Replies = FuturesOrdered<BoxFuture<'static, Result<Answer, Error>>>;
@@ -139,10 +150,13 @@ impl Pump {
     async fn flow(&mut self, connection: &Connection) -> Result<(), Error> {
         let mut replies = Replies::new();
         let mut heard = Instant::now();
+        let mut news: Option<BoxFuture<'static, Option<Route>>> = None;
+        let mut doubt_at = heard + DOUBT;
         loop {
             while replies.len() < PIPELINE {
                 if replies.is_empty() {
                     heard = Instant::now();
+                    doubt_at = heard + DOUBT;
                 }
                 if self.batches.len() == replies.len() {
                     self.batches.extend(self.window.cut());
@@ -164,6 +178,7 @@ impl Pump {
                 biased;
                 Some(answer) = replies.next(), if !replies.is_empty() => {
                     heard = Instant::now();
+                    (news, doubt_at) = (None, heard + DOUBT);
                     match answer {
                         // less than the batch: the rest has to be sent again, before what is under way
                         Ok(Answer::Receipt(receipt)) => if !self.settle(receipt)? { return Ok(()) },
@@ -173,6 +188,19 @@ impl Pump {
                     }
                 }
                 () = self.window.filled.notified(), if replies.len() < PIPELINE => {}
+                () = sleep_until(doubt_at), if news.is_none() && !replies.is_empty() => {
+                    news = Some(news::ask(self.client.clone(), self.topic.clone(), connection.peer()).boxed());
+                }
+                told = told(&mut news), if news.is_some() => {
+                    news = None;
+                    if let Some(route) = told {
+                        tracing::debug!(topic = self.topic, leader = route.leader, "another leader is known");
+                        self.client.routes().put(&self.topic, route);
+                        return Ok(());
+                    }
+                    // nobody knows more at the moment
+                    doubt_at = Instant::now() + DOUBT;
+                }
                 () = sleep_until(heard + SILENCE), if !replies.is_empty() => {
                     self.client.routes().suspect(&self.topic, connection.peer());
                     return Ok(());

@@ -3,10 +3,13 @@
 //! Three tables: `meta` (the version of what is in the others), `topics` (name → [`TopicRow`]), `events` ((name,
 //! sequence) → the event as it will be published, and nothing else). A directory is locked for as long as its queue is
 //! open. A new file gets its name when everything in it is synced, so that a crash in between leaves no half queue.
+//!
+//! redb panics on some of the damage that it finds in a file; that becomes an error here like any other.
 
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use canal_proto::{Code, Event};
@@ -52,6 +55,10 @@ pub(super) struct Store {
 impl Store {
     /// Opens the queue in this directory; makes both if they are not there.
     pub(super) fn open(dir: &Path) -> Result<Self, Error> {
+        guarded(&dir.display().to_string(), || Self::try_open(dir))
+    }
+
+    fn try_open(dir: &Path) -> Result<Self, Error> {
         let what = dir.display().to_string();
         std::fs::create_dir_all(dir).map_err(|error| broken(&what, error))?;
         let lock = lock(dir, &what)?;
@@ -142,7 +149,7 @@ impl Store {
             let rows = topics.iter()?.map(|row| row.map(|(name, row)| (name.value().to_owned(), row.value().to_vec())));
             Ok(rows.collect::<Result<_, _>>()?)
         };
-        let rows = read().map_err(|error| broken(&self.what, error))?;
+        let rows = guarded(&self.what, || read().map_err(|error| broken(&self.what, error)))?;
         let parsed = rows.into_iter().map(|(name, row)| {
             let row = TopicRow::decode(row.as_slice()).map_err(|error| broken(&self.what, error))?;
             Ok((name, row))
@@ -153,7 +160,7 @@ impl Store {
     /// Does all of these, and writes the rows of their topics: durable when it returns. `ledger` has everything but
     /// the sizes of what is removed, which is counted here.
     pub(super) fn apply(&self, ops: &[Op], ledger: &mut Ledger) -> Result<(), Error> {
-        self.try_apply(ops, ledger).map_err(|error| broken(&self.what, error))
+        guarded(&self.what, || self.try_apply(ops, ledger).map_err(|error| broken(&self.what, error)))
     }
 
     fn try_apply(&self, ops: &[Op], ledger: &mut Ledger) -> Result<(), redb::Error> {
@@ -214,7 +221,7 @@ impl Store {
             }
             Ok(found)
         };
-        let found = read().map_err(|error| broken(&self.what, error))?;
+        let found = guarded(&self.what, || read().map_err(|error| broken(&self.what, error)))?;
         let mut events = Vec::with_capacity(found.len());
         for (expected, (sequence, event)) in (sequences.start..).zip(found) {
             if sequence != expected {
@@ -224,6 +231,11 @@ impl Store {
         }
         Ok(events)
     }
+}
+
+/// A panic in between is damage that was found.
+fn guarded<T>(what: &str, work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(broken(what, "its file is damaged")))
 }
 
 fn builder() -> redb::Builder {

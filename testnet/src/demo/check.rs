@@ -91,7 +91,7 @@ impl Evidence {
 }
 
 /// Offsets without gaps, and no producer's number twice or out of order.
-fn well_formed(events: &[Stored]) -> Result<(), String> {
+pub(crate) fn well_formed(events: &[Stored]) -> Result<(), String> {
     let mut last: BTreeMap<&[u8], u64> = BTreeMap::new();
     for (offset, event) in (0..).zip(events) {
         if event.offset != offset {
@@ -109,7 +109,7 @@ fn well_formed(events: &[Stored]) -> Result<(), String> {
     Ok(())
 }
 
-fn alike(topic: &str, replicas: &[(String, Vec<Stored>)]) -> Result<(), String> {
+pub(crate) fn alike(topic: &str, replicas: &[(String, Vec<Stored>)]) -> Result<(), String> {
     let Some(((first, events), others)) = replicas.split_first() else {
         return Err(format!("`{topic}` was read from no replica"));
     };
@@ -148,7 +148,7 @@ fn as_acknowledged(published: &Published, events: &[Stored]) -> Result<(), Strin
     Ok(())
 }
 
-fn as_stored(saw: &[Seen], events: &[Stored]) -> Result<(), String> {
+pub(crate) fn as_stored(saw: &[Seen], events: &[Stored]) -> Result<(), String> {
     if saw.len() != events.len() {
         return Err(format!("saw {} of {} events", saw.len(), events.len()));
     }

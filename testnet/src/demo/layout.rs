@@ -128,6 +128,11 @@ impl Layout {
     }
 }
 
+/// Whether a topic is one of those that the application reads and writes.
+pub fn is_of_the_application(topic: &str) -> bool {
+    topic.starts_with("demo/")
+}
+
 /// Topic of a sensor's raw readings.
 pub fn sensor(name: &str) -> String {
     format!("demo/sensor/{name}")

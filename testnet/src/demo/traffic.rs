@@ -4,6 +4,7 @@
 //! shows in the figures.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -21,8 +22,6 @@ use super::stats::Stats;
 
 /// Readings that wait for a publisher: those of the longest outage at a usual rate. When it is full, the sensors wait.
 const QUEUE: usize = 4096;
-/// How long a reading may be without its receipt before the run fails: many times an election.
-const RECEIPT_DEADLINE: Duration = Duration::from_secs(90);
 
 /// A reading on its way.
 struct Reading {
@@ -55,7 +54,20 @@ pub struct Published {
     pub sent: Vec<Sent>,
 }
 
-/// Streams so many rounds at so many a second, and returns once every reading has its receipt. The clients take turns.
+/// How many readings are streamed, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace<'a> {
+    /// Rounds at most.
+    pub rounds: u64,
+    /// Rounds a second.
+    pub rate: u32,
+    /// How long a reading may be without its receipt before the run fails.
+    pub deadline: Deadline,
+    /// Ends the stream early.
+    pub enough: &'a AtomicBool,
+}
+
+/// Streams readings, and returns once every reading has its receipt. The clients take turns.
 ///
 /// # Errors
 /// When a reading can't be made or published.
@@ -63,14 +75,14 @@ pub async fn stream(
     clients: &[Client],
     topics: &[String],
     mut readings: Readings,
-    rounds: u64,
-    rate: u32,
+    pace: Pace<'_>,
     stats: &Arc<Stats>,
 ) -> Result<Vec<Published>> {
+    let Pace { rounds, rate, deadline, enough } = pace;
     let mut lines = JoinSet::new();
     let mut queues = Vec::new();
     for (at, (topic, client)) in topics.iter().zip(clients.iter().cycle()).enumerate() {
-        let options = PublisherOptions { deadline: Deadline::After(RECEIPT_DEADLINE), ..PublisherOptions::default() };
+        let options = PublisherOptions { deadline, ..PublisherOptions::default() };
         let publisher =
             client.publisher_with(topic, options).await.with_context(|| format!("publishing to {topic}"))?;
         let (queue, receiver) = mpsc::channel(QUEUE);
@@ -83,6 +95,9 @@ pub async fn stream(
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     'rounds: for round in 1..=rounds {
         ticks.tick().await;
+        if enough.load(Ordering::Relaxed) {
+            break;
+        }
         let values = readings.next()?;
         for ((topic, queue), value) in queues.iter().zip(values) {
             let at = Instant::now();

@@ -45,7 +45,8 @@ impl Seen {
         Self::new(stored.offset, &stored.producer, stored.sequence, &stored.event)
     }
 
-    fn delivered(delivered: &Delivered) -> Self {
+    /// As a subscriber got it.
+    pub fn delivered(delivered: &Delivered) -> Self {
         Self::new(delivered.offset, &delivered.producer.to_vec(), delivered.sequence, &delivered.event)
     }
 }

@@ -51,7 +51,7 @@ fn up(dir: &Path, scenario: &str) -> Option<Up> {
         if let Some((_, address)) = line.split_once("CANAL_PEER=") {
             up.address = address.split(' ').next().unwrap().to_owned();
         }
-        if line.contains("nsenter --net") {
+        if line.contains("nsenter ") {
             return Some(up);
         }
         if line.contains("end it with Ctrl-C") {

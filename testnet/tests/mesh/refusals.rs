@@ -110,6 +110,8 @@ async fn without_a_majority_the_deadline_is_answered_and_the_mesh_heals() {
     let peer = mesh.peer(leader).unwrap();
     let client = peer.client_with(Options { deadline: Duration::from_secs(4), ..Options::default() }).await.unwrap();
     client.publisher("t").await.unwrap().publish(Event::new("before")).await.unwrap();
+    let (_, status) = mesh.led(group).await.unwrap();
+    assert_eq!(status.voters.len(), 3, "two of three is what this is about: {status:?}");
     let stopped = [(leader + 1) % 3, (leader + 2) % 3];
     stopped.iter().for_each(|other| mesh.peer(*other).unwrap().stop().unwrap());
     let publisher = client.publisher("t").await.unwrap();

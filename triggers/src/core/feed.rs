@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use canal_proto::cursor::{Cursor, key_digest};
+use canal_proto::catalog::TriggerInfo;
+use canal_proto::cursor::{Cursor, Parked, key_digest};
 use canal_proto::event::Stored;
 use canal_proto::log::{Disposition, Outcome, TopicSpec};
 use prost::Message;
@@ -85,11 +86,11 @@ impl Feed {
     }
 
     /// The next event that may run now, if there is one. Asks for bodies as they are needed.
-    pub fn pick(&mut self, now: u64, out: &mut Vec<Output>) -> Option<Pick> {
+    pub fn pick(&mut self, trigger: &TriggerInfo, now: u64, out: &mut Vec<Output>) -> Option<Pick> {
         let event = if self.fresh_first {
-            self.fresh(now, out).or_else(|| self.again(now, out))
+            self.fresh(now, out).or_else(|| self.again(trigger, now, out))
         } else {
-            self.again(now, out).or_else(|| self.fresh(now, out))
+            self.again(trigger, now, out).or_else(|| self.fresh(now, out))
         };
         self.read_ahead(now, out);
         let event = event?;
@@ -99,8 +100,8 @@ impl Feed {
     }
 
     /// When a parked event falls due, or a read may be tried again.
-    pub fn wake(&self, now: u64) -> Option<u64> {
-        let parked = self.expected.parked.iter().map(|parked| parked.not_before_ms);
+    pub fn wake(&self, trigger: &TriggerInfo, now: u64) -> Option<u64> {
+        let parked = self.expected.parked.iter().map(|parked| due_ms(parked, trigger, now));
         parked.chain([self.load_after]).filter(|at| *at > now).min()
     }
 
@@ -211,8 +212,8 @@ impl Feed {
     }
 
     /// An event that was run or passed before and whose time has come.
-    fn again(&mut self, now: u64, out: &mut Vec<Output>) -> Option<Stored> {
-        let due = self.expected.parked.iter().filter(|parked| parked.not_before_ms <= now);
+    fn again(&mut self, trigger: &TriggerInfo, now: u64, out: &mut Vec<Output>) -> Option<Stored> {
+        let due = self.expected.parked.iter().filter(|parked| due_ms(parked, trigger, now) <= now);
         let due = due.min_by_key(|parked| (parked.not_before_ms, parked.offset)).map(|parked| parked.offset);
         let offset = due.or_else(|| self.released())?;
         if let Some(event) = self.kept.get(&offset) {
@@ -270,4 +271,13 @@ impl Feed {
         }
         self.kept.insert(offset, event);
     }
+}
+
+/// When a parked event may run again, by the clock of the peer that leads now.
+///
+/// Another's clock may have said until when it waits, and may have been far ahead. What is left of the wait is never more
+/// than all of it by clocks that agree; if it is, that clock is not believed, and the event is due.
+fn due_ms(parked: &Parked, trigger: &TriggerInfo, now: u64) -> u64 {
+    let left = parked.not_before_ms.saturating_sub(now);
+    if left > trigger.backoff(parked.attempts) { now } else { parked.not_before_ms }
 }

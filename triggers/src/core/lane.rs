@@ -283,10 +283,10 @@ impl Lane {
                 continue;
             };
             let until = self.out_of_reach.get(&pair.0).copied();
-            let picked = if trigger.info.paused || until.is_some() { None } else { feed.pick(now, out) };
+            let picked = if trigger.info.paused || until.is_some() { None } else { feed.pick(&trigger.info, now, out) };
             let Some(Pick { event, attempt }) = picked else {
                 // a paused trigger is woken by the next spec
-                let wake = until.or_else(|| feed.wake(now)).filter(|_| !trigger.info.paused);
+                let wake = until.or_else(|| feed.wake(&trigger.info, now)).filter(|_| !trigger.info.paused);
                 self.ready.remove(&pair);
                 self.alarm(pair, wake);
                 continue;

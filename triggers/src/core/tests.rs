@@ -299,17 +299,31 @@ fn a_parked_event_holds_its_key_and_no_other() {
 #[test]
 fn a_new_leader_goes_on_where_the_cursor_stands() {
     let mut cursor = Cursor::new(7, 1, 4);
-    assert!(cursor.park(4, 2, 1500, key_digest(b"k")) && cursor.finish(6));
+    assert!(cursor.park(4, 2, 1200, key_digest(b"k")) && cursor.finish(6));
     let (mut core, out) = started(vec![event(5, "k"), event(6, ""), event(7, "j")], Some(Cursor::new(7, 1, 5)));
     assert_eq!(brief(&out), ["run 1 5 #1"]);
     let out = core.handle(Input::Start(hosted(&[spec(7, "one", "")], &[(1, 8)], &[cursor])), 1000);
-    assert_eq!(brief(&out), ["load 5 +3", "wake 1500"]);
+    assert_eq!(brief(&out), ["load 5 +3", "wake 1200"]);
     let out = core.handle(loaded(1, vec![event(5, "k"), event(6, ""), event(7, "j")]), 1000);
     assert_eq!(brief(&out), ["run 2 7 #1"]);
     assert_eq!(ran(&mut core, 1, RunResult::default(), 1000), [""; 0], "a run of the time before");
     assert_eq!(ran(&mut core, 2, RunResult::default(), 1000), ["propose 3 7 Done"]);
-    assert_eq!(brief(&core.handle(Input::Tick, 1500)), ["load 4 +1"]);
-    assert_eq!(brief(&core.handle(loaded(1, vec![event(4, "k")]), 1500)), ["run 4 4 #3"]);
+    assert_eq!(brief(&core.handle(Input::Tick, 1200)), ["load 4 +1"]);
+    assert_eq!(brief(&core.handle(loaded(1, vec![event(4, "k")]), 1200)), ["run 4 4 #3"]);
+}
+
+#[test]
+fn a_wait_by_a_clock_that_was_ahead_is_not_waited_for() {
+    let parked = |not_before_ms| {
+        let mut cursor = Cursor::new(7, 1, 4);
+        assert!(cursor.park(4, 2, not_before_ms, key_digest(b"k")));
+        let mut core = scheduler();
+        brief(&core.handle(Input::Start(hosted(&[spec(7, "one", "")], &[(1, 5)], &[cursor])), 1000))
+    };
+    // two failed runs of this trigger are followed by a wait of 200 ms
+    assert_eq!(parked(1200), ["wake 1200"]);
+    assert_eq!(parked(1201), ["load 4 +1"]);
+    assert_eq!(parked(700_000), ["load 4 +1"]);
 }
 
 #[test]

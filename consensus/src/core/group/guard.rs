@@ -46,8 +46,14 @@ impl<L: LogReader> Group<L> {
                 if message.msg_type == MessageType::MsgHeartbeatResponse && message.term == self.raw.raft.term {
                     self.notice_filled(from, message.commit);
                 }
+                #[cfg(feature = "mutants")]
+                self.truncate_matching(&message);
+                let asks = message.msg_type == MessageType::MsgRequestPreVote;
                 // an answer of a replica that was removed, say: raft-rs says so, nothing is lost
                 let _ = self.raw.step(message);
+                if asks {
+                    self.make_way(from);
+                }
             }
             Verdict::Drop => {}
             Verdict::Forgotten => {
@@ -56,6 +62,19 @@ impl<L: LogReader> Group<L> {
                 self.outputs.push(Output::Forgotten { leader: from, acknowledged: message.commit, last });
             }
             Verdict::Contradicted(index) => self.outputs.push(Output::Contradicted { from, index }),
+        }
+    }
+
+    /// A deliberate bug: entries that are there already are appended again, and what is behind them goes.
+    #[cfg(feature = "mutants")]
+    fn truncate_matching(&mut self, message: &Message) {
+        let raft = &mut self.raw.raft;
+        let known = message.entries.last().is_some_and(|last| raft.raft_log.match_term(last.index, last.term));
+        let follows =
+            message.term == raft.term && raft.state != StateRole::Leader && message.index >= raft.raft_log.committed;
+        if known && follows && crate::mutants::is(crate::mutants::Mutant::TruncatesMatching) {
+            raft.raft_log.append(&message.entries);
+            raft.raft_log.persisted = raft.raft_log.persisted.min(message.index);
         }
     }
 
@@ -111,14 +130,18 @@ impl<L: LogReader> Group<L> {
     }
 
     pub(super) fn tick(&mut self) {
+        let patience = self.patience();
+        let may_stand = self.may_stand();
         let raft = &mut self.raw.raft;
-        let timeout = raft.randomized_election_timeout();
-        let stands = raft.state != StateRole::Leader && raft.election_elapsed + 1 >= timeout && raft.promotable();
-        if stands && !self.may_stand() {
+        let stands = raft.state != StateRole::Leader && raft.election_elapsed + 1 >= patience && raft.promotable();
+        if stands && !may_stand {
             // time goes on all the same: it is what lets others stand
-            let raft = &mut self.raw.raft;
             raft.election_elapsed = raft.election_elapsed.saturating_add(1);
         } else {
+            if stands {
+                // this tick is the one that raft-rs waits for
+                raft.election_elapsed = raft.randomized_election_timeout();
+            }
             self.raw.tick();
         }
         if self.hollow {
@@ -132,6 +155,17 @@ impl<L: LogReader> Group<L> {
             // it is refused while a change of the configuration waits to be applied
             let _ = self.raw.campaign();
         }
+    }
+
+    /// What this replica holds of its log can't be trusted, or not be read: it takes no part from now on, and its group
+    /// replaces it.
+    pub fn give_up(&mut self) {
+        self.forget();
+    }
+
+    /// Whether the group can't go on without this replica: the voters beside it are no majority.
+    pub fn is_needed(&self) -> bool {
+        super::is_needed(&self.configuration, self.seed.replica)
     }
 
     fn forget(&mut self) {
@@ -198,7 +232,7 @@ fn is_whole(snapshot: &Snapshot, term: u64) -> bool {
 
 /// Whether Raft can come to a configuration: somebody votes, nobody is two things at once, and what waits for the end of
 /// a joint configuration waits in one.
-fn is_configuration(state: &ConfState) -> bool {
+pub(super) fn is_configuration(state: &ConfState) -> bool {
     let set = |ids: &[u64]| -> Option<std::collections::BTreeSet<u64>> {
         let set: std::collections::BTreeSet<u64> = ids.iter().copied().collect();
         (set.len() == ids.len() && !set.contains(&0)).then_some(set)

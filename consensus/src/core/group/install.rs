@@ -10,7 +10,8 @@ use canal_proto::peer::Seed;
 use prost::Message as _;
 use raft::eraftpb::HardState;
 
-use super::first_configuration;
+use super::guard::is_configuration;
+use super::{conf_state, first_configuration};
 use crate::core::keys::{Keys, Table};
 use crate::core::kv::{Kv, KvError};
 use crate::core::log::Compacted;
@@ -78,6 +79,9 @@ impl Install {
             Some(row) => txn::decode(&key, row)?,
             None => first_configuration(seed),
         };
+        if !is_configuration(&conf_state(&configuration)) {
+            return Err(wrong("names a configuration that no group can have".into()));
+        }
         let hard_state = HardState { term: self.own_term, vote: self.vote, commit: self.index, ..HardState::default() };
         Ok((Compacted { index: self.index, term: self.term, configuration }, hard_state))
     }

@@ -32,6 +32,12 @@ impl<L: LogReader> Group<L> {
         }
     }
 
+    /// Whether the configuration says that this replica is on another peer than the one which speaks for it.
+    pub fn is_impostor(&self, peer: PeerId, id: u64) -> bool {
+        let held = |replica: &&Replica| replica.id == id;
+        self.configuration.replicas.iter().find(held).is_some_and(|replica| replica.peer != peer.public_key())
+    }
+
     pub(super) fn add_learner(&mut self, ticket: Ticket, mut replica: Replica) {
         if self.configuration.replicas.iter().any(|held| held.peer == replica.peer) {
             let refused = Refused::Configuration("the peer holds a replica already");

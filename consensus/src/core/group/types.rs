@@ -91,9 +91,12 @@ pub enum Input {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
-    /// This replica does not lead, or no longer: it may or may not have taken effect.
+    /// This replica does not lead: it has not taken effect here, and never will.
     #[error("not the leader")]
     NotLeader,
+    /// This replica led when it proposed this, and does not any more: it may take effect yet, or have done so.
+    #[error("leadership was lost meanwhile: it may or may not have taken effect")]
+    Uncertain,
     /// Too much waits to be committed.
     #[error("too much waits to be committed; try again")]
     Busy,
@@ -175,6 +178,27 @@ pub struct Progress {
     pub snapshot: bool,
     /// It was heard of within the time of an election.
     pub recent: bool,
+}
+
+/// How a replica stands, in a few numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pulse {
+    /// It was elected in its term; it leads once it has applied an entry of it.
+    pub rules: bool,
+    /// As in [`Status`].
+    pub leads: bool,
+    /// Term.
+    pub term: u64,
+    /// The leader, 0 when unknown.
+    pub leader: u64,
+    /// Index of the last applied entry.
+    pub applied: u64,
+    /// Index of the last entry.
+    pub last: u64,
+    /// As in [`Status`].
+    pub hollow: bool,
+    /// As in [`Status`].
+    pub installing: bool,
 }
 
 /// How a replica stands.

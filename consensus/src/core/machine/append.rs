@@ -42,6 +42,12 @@ pub(super) fn apply(
         let message = "a publish needs a sequence from 1 on, and at least one event";
         return Ok(Err(WireError::new(Code::InvalidArgument, message)));
     }
+    #[cfg(feature = "mutants")]
+    if crate::mutants::is(crate::mutants::Mutant::ShortMemory)
+        && producer.runs.last().is_some_and(|run| run.offset + run.count < row.next)
+    {
+        producer.last = producer.last.min(item.first_sequence.saturating_sub(1));
+    }
     if item.first_sequence <= producer.last {
         return Ok(Ok(duplicate(&producer, item.first_sequence, count, receipt)));
     }

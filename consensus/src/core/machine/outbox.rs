@@ -50,6 +50,8 @@ pub(super) fn acknowledge(txn: &mut Txn<'_>, ack: &OutboxAck, effects: &mut Vec<
     let key = txn.keys.topic_only(Table::OutboxTopics, topic);
     let Some(mut queue) = txn.get::<OutboxTopic>(&key)? else { return Ok(()) };
     let through = ack.through.min(queue.last);
+    #[cfg(feature = "mutants")]
+    let through = if crate::mutants::is(crate::mutants::Mutant::OutboxRemovedEarly) { queue.last } else { through };
     let Some(count) = through.checked_sub(queue.acked).filter(|count| *count > 0) else { return Ok(()) };
     let prefix = txn.keys.topic_only(Table::Outbox, topic);
     let rows = txn.scan::<OutboxRow>(&prefix, usize::try_from(count).unwrap_or(usize::MAX))?;

@@ -214,6 +214,7 @@ fn a_torn_replacement_leaves_the_log_as_it_was() {
     store.write(&[append(GROUP, entries(1..21, 1))], true).unwrap();
     let before = fs::read(files(dir.path()).pop().unwrap()).unwrap();
     let start = before.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let note = fs::read(dir.path().join(mark::NAME)).unwrap();
     store.write(&[replace(GROUP, 40, 2)], true).unwrap();
     let file = files(dir.path()).pop().unwrap();
     let bytes = fs::read(&file).unwrap();
@@ -221,6 +222,7 @@ fn a_torn_replacement_leaves_the_log_as_it_was() {
     for cut in [start + 1, (start + end) / 2, end - 1] {
         let image = crash_image(dir.path());
         fs::write(image.path().join(file.file_name().unwrap()), &bytes[..cut]).unwrap();
+        fs::write(image.path().join(mark::NAME), &note).unwrap();
         let store = open(image.path());
         let loaded = store.load(GROUP).unwrap().unwrap();
         assert_eq!((loaded.first, loaded.last, loaded.compacted), (1, 20, None), "cut at {cut}");

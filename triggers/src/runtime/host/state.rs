@@ -18,6 +18,7 @@ use canal_proto::limits::{MAX_SCAN, MAX_STATE_KEY, MAX_STATE_VALUE};
 use canal_proto::log::{ReadCheck, ScanCheck, StateOp};
 
 use super::{Budget, HostError, Row};
+use crate::core::state::{Reads, Seen};
 use crate::runtime::StateView;
 
 /// What one scan may return: it is copied to the guest, whose memory is small.
@@ -28,8 +29,7 @@ const ENVELOPE: usize = 32;
 /// The rows of one run.
 pub struct State {
     view: Arc<dyn StateView>,
-    reads: BTreeMap<String, Bytes>,
-    scans: BTreeMap<(String, u32), Bytes>,
+    reads: Reads,
     writes: BTreeMap<String, Option<Bytes>>,
     max_writes: u32,
 }
@@ -37,8 +37,7 @@ pub struct State {
 impl State {
     /// Nothing read, nothing written.
     pub fn new(view: Arc<dyn StateView>, max_writes: u32) -> Self {
-        let (reads, scans, writes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { view, reads, scans, writes, max_writes }
+        Self { view, reads: Reads::default(), writes: BTreeMap::new(), max_writes }
     }
 
     /// The value of a row.
@@ -48,13 +47,12 @@ impl State {
             return Ok(own.as_ref().map(|bytes| bytes.to_vec()));
         }
         let value = self.view.get(key).map_err(|reason| unreadable(budget, &reason))?;
-        let digest = digest::value(value.as_deref());
-        match self.reads.get(key) {
-            Some(noted) if *noted == digest => {}
-            Some(_) => return Err(changed(budget)),
-            None => {
+        match self.reads.compare(key, value.as_deref()) {
+            Seen::Same => {}
+            Seen::Changed => return Err(changed(budget)),
+            Seen::New => {
                 budget.charge(key.len() + digest::LENGTH + ENVELOPE)?;
-                self.reads.insert(key.to_owned(), digest);
+                self.reads.note(key, value.as_deref());
             }
         }
         Ok(value.map(|bytes| bytes.to_vec()))
@@ -127,14 +125,12 @@ impl State {
         fetch: u32,
         below: &[(String, Bytes)],
     ) -> Result<(), HostError> {
-        let digest = digest::rows(below.iter().map(|(key, value)| (key.as_str(), value.as_ref())));
-        let range = (prefix.to_owned(), fetch);
-        match self.scans.get(&range) {
-            Some(noted) if *noted == digest => {}
-            Some(_) => return Err(changed(budget)),
-            None => {
+        match self.reads.compare_range(prefix, fetch, below) {
+            Seen::Same => {}
+            Seen::Changed => return Err(changed(budget)),
+            Seen::New => {
                 budget.charge(prefix.len() + digest::LENGTH + ENVELOPE)?;
-                self.scans.insert(range, digest);
+                self.reads.note_range(prefix, fetch, below);
             }
         }
         Ok(())
@@ -142,10 +138,9 @@ impl State {
 
     /// What was read and what is to be written, each in the order of its keys.
     pub fn finish(self) -> (Vec<ReadCheck>, Vec<ScanCheck>, Vec<StateOp>) {
-        let reads = self.reads.into_iter().map(|(key, digest)| ReadCheck { key, digest });
-        let scans = self.scans.into_iter().map(|((prefix, limit), digest)| ScanCheck { prefix, limit, digest });
+        let (reads, scans) = self.reads.finish();
         let writes = self.writes.into_iter().map(|(key, value)| StateOp { key, value });
-        (reads.collect(), scans.collect(), writes.collect())
+        (reads, scans, writes.collect())
     }
 }
 
