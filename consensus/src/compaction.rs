@@ -161,6 +161,24 @@ impl History {
         self.lacking.front().filter(|first| first.fetch == fetch)
     }
 
+    /// A task of segments to be fetched has ended; false when it was none of these. Whatever came of it, what the rows name
+    /// now is looked at again before anything else is asked for: a later seal may have taken the place of a segment that
+    /// nobody has any more.
+    pub fn fetched(&mut self, number: u64, all: bool, now: Instant) -> bool {
+        if self.fetching != Some(number) {
+            return false;
+        }
+        self.fetching = None;
+        if let Some(first) = self.lacking.front_mut() {
+            first.fetch = false;
+        }
+        if !all {
+            self.rest(Work::Make, now);
+            self.rest(Work::Install, now);
+        }
+        true
+    }
+
     /// Whether a snapshot is waited for. It is asked for again and again while a follower needs it.
     pub fn wants(&self, now: Instant) -> bool {
         self.wanted.is_some_and(|asked| now < asked + STILL_WANTED)
@@ -276,6 +294,25 @@ mod tests {
         history.made(1, Vec::new(), false);
         history.proposed = None;
         assert_eq!(history.holds().count(), 0);
+    }
+
+    #[test]
+    fn a_segment_that_nobody_gives_is_looked_for_in_the_rows_again() {
+        let mut history = History { flushed: 100, ..History::default() };
+        let now = Instant::now();
+        history.sealed(10, vec![segment(1)]);
+        history.made(1, vec![segment(1)], false);
+        assert!(history.next_lacking(true).is_some());
+        history.fetching = Some(7);
+        assert!(!history.fetched(6, false, now), "another task");
+        assert!(history.fetched(7, false, now));
+        assert!(history.next_lacking(true).is_none() && history.next_lacking(false).is_some());
+        assert!(!history.rested(Work::Make, now));
+        // a later seal's has taken its place
+        history.sealed(20, vec![segment(2)]);
+        history.made(1, Vec::new(), true);
+        history.made(2, Vec::new(), false);
+        assert_eq!(history.cut(), Some(20));
     }
 
     #[test]

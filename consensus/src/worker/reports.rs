@@ -193,19 +193,9 @@ impl Worker {
     fn fetched(&mut self, id: GroupId, number: u64, result: Result<(), String>) {
         let Some(member) = self.members.get_mut(&id) else { return };
         let history = &mut member.history;
-        if history.fetching == Some(number) {
-            history.fetching = None;
-            match result {
-                Ok(()) => {
-                    if let Some(first) = history.lacking.front_mut() {
-                        first.fetch = false;
-                    }
-                }
-                Err(reason) => {
-                    tracing::warn!(group = %id, reason, "files could not be fetched; it is tried again");
-                    history.rest(Work::Make, Instant::now());
-                    history.rest(Work::Install, Instant::now());
-                }
+        if history.fetched(number, result.is_ok(), Instant::now()) {
+            if let Err(reason) = result {
+                tracing::warn!(group = %id, reason, "files could not be fetched; it is tried again");
             }
             return;
         }

@@ -19,8 +19,8 @@ use libp2p::{Multiaddr, PeerId};
 use super::Shared;
 use super::refused::Reason;
 
-/// Connections that others have opened. An idle one takes some 60 KiB, so all of them take 120 MiB.
-const MAX_GUESTS: usize = 2048;
+/// Connections that others have opened. An idle one takes some 400 KiB (QUIC's state and buffers), so all of them take 400 MiB.
+const MAX_GUESTS: usize = 1024;
 /// Connections more that only known peers of the mesh may have, handshakes under way included.
 const RESERVE: usize = 256;
 

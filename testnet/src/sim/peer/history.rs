@@ -670,16 +670,7 @@ impl World {
         let Some(live) = self.peers[peer].live.as_mut() else { return };
         let Some(member) = live.members.get_mut(&group) else { return };
         let history = &mut member.history;
-        if history.fetching == Some(number) {
-            history.fetching = None;
-            if all {
-                if let Some(first) = history.lacking.front_mut() {
-                    first.fetch = false;
-                }
-            } else {
-                history.rest(Work::Make, now);
-                history.rest(Work::Install, now);
-            }
+        if history.fetched(number, all, now) {
             return;
         }
         let Some(offered) = history.offered.take_if(|offered| offered.number == number) else { return };

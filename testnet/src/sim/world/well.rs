@@ -57,8 +57,16 @@ impl World {
         }
         for (peer, held) in self.peers.iter().filter(|(_, held)| held.live.is_some()) {
             let member = held.live.as_ref().and_then(|live| live.members.get(&group));
-            if member.is_some_and(|member| !member.history.lacking.is_empty()) || held.disk.files.is_damaged() {
-                return Err(format!("group {group}: segments are lacking on peer {peer}"));
+            if let Some(history) = member.map(|member| &member.history).filter(|history| !history.lacking.is_empty()) {
+                let first = history.lacking.front().map(|lacking| (lacking.fetch, lacking.segments.len()));
+                let (count, work, fetching) = (history.lacking.len(), history.work, history.fetching);
+                return Err(format!(
+                    "group {group}: peer {peer} lacks segments of {count} seals, of the first {first:?} (to be fetched, how \
+                     many); under way {work:?}, fetch {fetching:?}"
+                ));
+            }
+            if held.disk.files.is_damaged() {
+                return Err(format!("peer {peer} has a damaged file"));
             }
         }
         if leader.outbox > 0 {
