@@ -64,7 +64,7 @@ pub fn write(group: GroupId, frozen: &dyn Kv, log: &LogStore, files: &Files) -> 
 /// The same, from any content; `put` stores a piece.
 ///
 /// # Errors
-/// As [`write`], and those of `put`.
+/// As [`write()`], and those of `put`.
 pub fn write_to(
     group: GroupId,
     frozen: &dyn Kv,

@@ -65,13 +65,20 @@ impl Files {
         std::mem::take(&mut self.found.borrow_mut())
     }
 
-    /// Flips a bit in one of the files. `None`: there is none.
-    pub fn flip(&mut self, rng: &mut Rng) -> Option<ContentHash> {
+    /// One of the files. `None`: there is none.
+    pub fn any(&self, rng: &mut Rng) -> Option<ContentHash> {
         let held = self.held.borrow();
-        let hash = *held.keys().nth(rng.index(held.len()))?;
-        drop(held);
+        held.keys().nth(rng.index(held.len())).copied()
+    }
+
+    /// Flips a bit in a file.
+    pub fn flip(&mut self, hash: ContentHash) {
         self.flipped.insert(hash);
-        Some(hash)
+    }
+
+    /// Whether a file is here and whole.
+    pub fn is_whole(&self, hash: &ContentHash) -> bool {
+        self.contains(hash) && !self.flipped.contains(hash)
     }
 
     /// Finds all damage, as if every file were read.

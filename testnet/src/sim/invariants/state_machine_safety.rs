@@ -3,7 +3,7 @@
 //!
 //! Source: Ongaro and Ousterhout, "In Search of an Understandable Consensus Algorithm" (2014), figure 3; and DESIGN,
 //! "apply is a function of rows and command". Rows that are a replica's own are left out
-//! ([`Locals`](canal_consensus::core::keys::Locals)). During the run a few rows are compared at each look, all of them by
+//! ([`Locals`]). During the run a few rows are compared at each look, all of them by
 //! and by; in the end all at once.
 
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! Membership, as in the node: the leader of a group brings its replicas to where they should be, one step at a time.
 //!
 //! What should be is [`Surroundings::target`], which step comes next [`next_step`], how a replica is [`Signs::condition`]:
-//! the same that the node asks. What the node waits for in one task is here a [`Phase`].
+//! the same that the node asks. What the node waits for in one task is here a `Phase`.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};

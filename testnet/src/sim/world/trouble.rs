@@ -2,6 +2,7 @@
 //! itself, or when everything is healed.
 
 use canal_consensus::core::group::Input;
+use canal_proto::ContentHash;
 use canal_proto::GroupId;
 use raft::eraftpb::EntryType;
 
@@ -129,7 +130,14 @@ impl World {
                 self.told(kind, Some(peer), format!("its clock jumps by {by} ms"));
             }
             Kind::FlippedFile => {
-                if let Some(hash) = self.peers[peer].disk.files.flip(&mut self.trouble_rng) {
+                let hash = self.peers[peer].disk.files.any(&mut self.trouble_rng);
+                // what is damaged everywhere nobody can make good
+                let elsewhere = |hash: &ContentHash| {
+                    let mut others = self.peers.iter().filter(|(other, _)| *other != peer);
+                    others.any(|(_, held)| held.live.is_some() && held.disk.files.is_whole(hash))
+                };
+                if let Some(hash) = hash.filter(elsewhere) {
+                    self.peers[peer].disk.files.flip(hash);
                     self.told(kind, Some(peer), format!("a bit flips in file {hash}"));
                 }
             }
