@@ -150,6 +150,10 @@ pub struct Member {
     pub(super) ruled: u64,
     /// Up to where it was told what was applied.
     pub(super) told: u64,
+    /// When it came to life.
+    pub(super) opened: Micros,
+    /// When it last heard of each replica.
+    pub(super) heard: BTreeMap<u64, Micros>,
     /// Rooms of its leadership.
     pub(super) led: Vec<ActorId>,
     /// Rooms of the replica.

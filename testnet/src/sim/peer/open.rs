@@ -102,6 +102,8 @@ impl World {
             led_term: 0,
             ruled: 0,
             told: pulse.applied,
+            opened: self.now,
+            heard: std::collections::BTreeMap::new(),
             led: Vec::new(),
             rooms: Vec::new(),
         };

@@ -42,6 +42,7 @@ impl World {
         if message.to != member.group.seed().replica {
             return Ok(());
         }
+        member.heard.insert(message.from, self.now);
         if message.msg_type == MessageType::MsgSnapshot {
             self.offered(peer, group, sender, Box::new(message));
         } else {

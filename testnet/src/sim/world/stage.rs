@@ -11,7 +11,7 @@ use canal_proto::{GroupId, PeerId, TopicId};
 
 use super::{ActorId, Asked, Call, Event, PATIENCE, PeerContent, Slot, World};
 use crate::sim::around::{Actor, Around, Ask, Failed, Here, Machine, Token};
-use crate::sim::peer::{Inbound, TICK, Waiter};
+use crate::sim::peer::{Inbound, Waiter};
 use crate::sim::rng::Rng;
 use crate::sim::rooms;
 use crate::sim::seen::Seen;
@@ -231,7 +231,7 @@ impl Here for Stage<'_> {
     fn silent_ms(&self, replica: u64) -> u64 {
         let live = self.world.peers[self.machine].live.as_ref();
         let member = self.group.and_then(|group| live?.members.get(&group));
-        member.and_then(|member| member.group.silent(replica)).map_or(0, |ticks| ticks * TICK / 1000)
+        member.map_or(0, |member| (self.world.now - member.heard.get(&replica).unwrap_or(&member.opened)) / 1000)
     }
 
     fn propose(&mut self, token: Token, kind: CommandKind) {
