@@ -62,7 +62,7 @@ async fn fails(fail: impl Fn(&Path), says: &str) {
         "{reason}"
     );
     // its thread has ended; what it has sent is in the leader's inbox before what comes now
-    drop(mesh.group(leader).append(item(22)).unwrap());
+    let later = mesh.group(leader).append(item(22)).unwrap();
     mesh.until(|statuses| {
         statuses.get(&leader).filter(|status| status.last >= known.last + 2 || !status.leads).map(drop)
     })
@@ -80,7 +80,7 @@ async fn fails(fail: impl Fn(&Path), says: &str) {
     };
     assert!(matches!(refused, Error::Stopped), "{refused}");
     assert_eq!(mesh.group(leader).status().committed, status.committed);
-    drop(waiting);
+    drop((waiting, later));
     // the others go on without it
     mesh.stop(&[failing]);
     mesh.start(other).unwrap();
