@@ -98,12 +98,16 @@ impl Worker {
             self.dirty.insert(id);
         }
         let status = member.group.status();
+        if status.leader != 0 && status.leader != status.replica {
+            member.shared.heard.lock().leader = status.leader;
+        }
         if status.leads != member.leads {
             member.leads = status.leads;
             let now = Instant::now();
             let mut heard = member.shared.heard.lock();
             if status.leads {
-                let before = heard.last.values().max().copied().unwrap_or(now);
+                // others were heard since, by their votes
+                let before = heard.last.get(&heard.leader).copied().unwrap_or(now);
                 member.shared.stall.lock().leads(before, now);
             }
             heard.since = now;
