@@ -129,6 +129,12 @@ impl Scenario {
         Self { mesh: default_mesh(), peers: peers.collect(), topics: Vec::new(), links: Vec::new() }
     }
 
+    /// This many edge peers, each at a site of its own: none is a better place for a replica than another.
+    pub fn alike(count: usize) -> Self {
+        let peers = (0..count).map(|n| PeerSpec::new("edge", &format!("site-{n}")));
+        Self { mesh: default_mesh(), peers: peers.collect(), topics: Vec::new(), links: Vec::new() }
+    }
+
     /// Peers in three tiers at three sites: of five, one in the iot tier, two at the edge, two in the cloud.
     pub fn three_tiers(count: usize) -> Self {
         let kinds = [("iot", "plant"), ("edge", "edge"), ("cloud", "cloud"), ("edge", "edge"), ("cloud", "cloud")];

@@ -60,13 +60,18 @@ pub async fn mesh(peers: usize) -> Mesh {
 
 /// A mesh of so many peers, none of them started yet, with more arguments of `canal start`.
 pub async fn prepared(peers: usize, arguments: &[&str]) -> Mesh {
-    let _room = room(peers).await;
+    prepared_as(&Scenario::of(peers), arguments).await
+}
+
+/// The same for other peers.
+pub async fn prepared_as(scenario: &Scenario, arguments: &[&str]) -> Mesh {
+    let _room = room(scenario.expanded().len()).await;
     let options = Options {
         keep: std::env::var_os("CANAL_TEST_KEEP").is_some(),
         arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
         ..Options::new(program())
     };
-    Mesh { net: Testnet::prepare(&Scenario::of(peers), options).unwrap(), _room }
+    Mesh { net: Testnet::prepare(scenario, options).unwrap(), _room }
 }
 
 /// A publisher that never gives up.

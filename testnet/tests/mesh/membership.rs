@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use canal_proto::request::GroupStatus;
 use canal_sdk::{Client, From, GroupId, PeerId, Publisher, TopicOptions};
-use canal_testnet::{Testnet, until};
+use canal_testnet::{Scenario, Testnet, until};
 use futures::StreamExt;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::common::{SOON, assert_numbered, canal, mesh, numbered, patient, prepared, read_back};
+use crate::common::{SOON, assert_numbered, canal, mesh, numbered, patient, prepared, prepared_as, read_back};
 
 /// Events that are published one after the other, each when the one before is acknowledged, until somebody says stop.
 struct Flow {
@@ -158,7 +158,8 @@ async fn a_group_grows_with_its_mesh_while_events_flow() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_is_gone_for_good_is_replaced() {
-    let mesh = prepared(4, &["--replace-after", "2s"]).await;
+    // where one is a better place than its stand-in, the replica moves back to it
+    let mesh = prepared_as(&Scenario::alike(4), &["--replace-after", "2s"]).await;
     mesh.start_all().await.unwrap();
     mesh.wait_ready().await.unwrap();
     let client = mesh.client(0).await.unwrap();
