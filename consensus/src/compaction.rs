@@ -8,11 +8,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use canal_proto::log::Segment;
-use canal_proto::peer::Manifest;
-use canal_proto::{ContentHash, PeerId};
+use canal_proto::peer::{Manifest, Piece, Replica};
+use canal_proto::{ContentHash, GroupId, PeerId};
 use raft::eraftpb::Message;
 
-use crate::core::group::Install;
+use crate::core::group::{Install, Status};
+use crate::core::sealing;
 
 mod rows;
 
@@ -51,6 +52,51 @@ pub struct Lacking {
     /// A later seal's segment has taken the place of one of them, which was not made: what it held is only here when that
     /// one is.
     pub superseded: bool,
+}
+
+impl Lacking {
+    /// The files that these segments are.
+    pub fn pieces(&self) -> Vec<Piece> {
+        let piece = |segment: &Segment| Piece { hash: segment.hash.clone(), size: segment.size };
+        self.segments.iter().map(piece).collect()
+    }
+}
+
+/// Work that somebody waits for.
+#[derive(Debug)]
+pub enum Urgent {
+    /// Takes over the snapshot of this manifest.
+    Install(Manifest),
+    /// Makes the files of a seal that was applied.
+    Make {
+        /// Names it in its group.
+        number: u64,
+        segments: Vec<Segment>,
+    },
+}
+
+/// How far a log that may be cut at `cut` is cut beside its followers: one that lacks at most `keep` entries is spared a
+/// snapshot, unless logs are too long. `None`: there is nothing to cut.
+pub fn cut_beside(cut: u64, status: &Status, keep: u64, pressed: bool) -> Option<u64> {
+    let near = status.last.saturating_sub(keep);
+    let followers = status.progress.values().filter(|progress| progress.recent && !progress.snapshot);
+    let slowest = followers.map(|progress| progress.matched).min().filter(|slowest| *slowest >= near && !pressed);
+    let cut = slowest.map_or(cut, |slowest| cut.min(slowest));
+    (cut >= status.first).then_some(cut)
+}
+
+/// The other replicas, in the order in which they are asked for files: the leader has them for certain.
+pub fn givers(status: &Status) -> Vec<&Replica> {
+    let replicas = status.configuration.replicas.iter();
+    let mut replicas: Vec<_> = replicas.filter(|replica| replica.id != status.replica).collect();
+    replicas.sort_by_key(|replica| replica.id != status.leader);
+    replicas
+}
+
+/// The groups in the order in which they are served: those that come after the one served last first.
+pub fn in_turn<T>(groups: &BTreeMap<GroupId, T>, served: GroupId) -> Vec<GroupId> {
+    let behind = groups.range(served..).skip_while(|(id, _)| **id == served);
+    behind.chain(groups.range(..=served)).map(|(id, _)| *id).collect()
 }
 
 /// A snapshot that was written here.
@@ -159,6 +205,56 @@ impl History {
     /// The seal whose segments are to be made, or fetched, next.
     pub fn next_lacking(&self, fetch: bool) -> Option<&Lacking> {
         self.lacking.front().filter(|first| first.fetch == fetch)
+    }
+
+    /// The seal whose segments are to be asked for now.
+    pub fn to_fetch(&self, now: Instant) -> Option<&Lacking> {
+        let busy = self.fetching.is_some() || self.offered.is_some() || self.installing.is_some();
+        self.next_lacking(true).filter(|_| !busy && self.rested(Work::Make, now))
+    }
+
+    /// Begins what somebody waits for.
+    pub fn begin_urgent(&mut self, now: Instant) -> Option<Urgent> {
+        if self.work.is_some() {
+            return None;
+        }
+        if let Some((_, manifest)) = &self.installing {
+            if self.fetching.is_some() || !self.rested(Work::Install, now) {
+                return None;
+            }
+            self.work = Some(Work::Install);
+            return Some(Urgent::Install(manifest.clone()));
+        }
+        let lacking = self.next_lacking(false).filter(|_| self.rested(Work::Make, now))?;
+        let (number, segments) = (lacking.number, lacking.segments.clone());
+        self.work = Some(Work::Make);
+        Some(Urgent::Make { number, segments })
+    }
+
+    /// Whether a seal could be made now, if one is due.
+    pub fn may_seal(&self, now: Instant) -> bool {
+        self.work.is_none()
+            && self.proposed.is_none()
+            && self.lacking.is_empty()
+            && !self.wants(now)
+            && self.rested(Work::Seal, now)
+    }
+
+    /// Begins to make a seal, up to this index.
+    pub fn begin_seal(&mut self, first: u64, applied: u64) -> u64 {
+        self.work = Some(Work::Seal);
+        sealing::reach(self.sealed.max(first.saturating_sub(1)), applied)
+    }
+
+    /// Begins to remove rows that nobody needs any more, of events up to this index.
+    pub fn begin_to_forget(&mut self, hollow: bool, now: Instant) -> Option<u64> {
+        let free = self.work.is_none() && self.installing.is_none();
+        if !(free && self.leftovers && !hollow && self.rested(Work::Forget, now)) {
+            return None;
+        }
+        self.leftovers = false;
+        self.work = Some(Work::Forget);
+        Some(self.here)
     }
 
     /// A task of segments to be fetched has ended; false when it was none of these. Whatever came of it, what the rows name

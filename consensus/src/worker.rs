@@ -119,6 +119,8 @@ struct Member {
     shared: Arc<Shared>,
     history: History,
     leads: bool,
+    /// The last other replica that was known to lead; 0 before any was.
+    leader: u64,
     /// Something of its log can't be read.
     unreadable: bool,
 }

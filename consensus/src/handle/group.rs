@@ -36,8 +36,6 @@ pub(crate) struct Shared {
 pub(crate) struct Heard {
     pub(crate) since: Instant,
     pub(crate) last: BTreeMap<u64, Instant>,
-    /// The last replica that was known to lead.
-    pub(crate) leader: u64,
 }
 
 /// Replicas of which it is remembered when they were last heard of: many times those that a group has. Who sends under ever
@@ -64,7 +62,7 @@ impl Shared {
             seed,
             status: watch::Sender::new(status),
             heads: RwLock::new(heads),
-            heard: Mutex::new(Heard { since: now, last: BTreeMap::new(), leader: 0 }),
+            heard: Mutex::new(Heard { since: now, last: BTreeMap::new() }),
             stall: Mutex::new(Stall::new(now)),
             gone: AtomicBool::new(false),
         }

@@ -7,7 +7,7 @@ use canal_proto::GroupId;
 use canal_proto::peer::{Manifest, Piece};
 
 use super::{Member, Worker, now_ms};
-use crate::compaction::{Work, unsealed};
+use crate::compaction::{self, Urgent, Work, unsealed};
 use crate::core::group::{Input, SnapshotPoint};
 use crate::core::sealing::{self, Unsealed};
 use crate::handle::{self, Error};
@@ -64,19 +64,10 @@ impl Worker {
     /// Cuts the logs as far as they can be; the next turn writes it.
     pub(super) fn cut_all(&mut self) -> Result<(), Error> {
         for (id, member) in &mut self.members {
-            let Some(mut cut) = member.history.cut() else { continue };
+            let Some(cut) = member.history.cut() else { continue };
             let status = member.shared.status.borrow();
-            // a follower that is a little behind is spared a snapshot, as long as there is room
-            let near = status.last.saturating_sub(self.limits.seal_entries);
-            let followers = status.progress.values().filter(|progress| progress.recent && !progress.snapshot);
-            if let Some(slowest) = followers.map(|progress| progress.matched).min().filter(|slowest| *slowest >= near)
-                && !self.pressed
-            {
-                cut = cut.min(slowest);
-            }
-            if cut < status.first || self.cuts.contains_key(id) {
-                continue;
-            }
+            let cut = compaction::cut_beside(cut, &status, self.limits.seal_entries, self.pressed);
+            let Some(cut) = cut.filter(|_| !self.cuts.contains_key(id)) else { continue };
             drop(status);
             if let Some(compacted) = member.group.compact(cut)? {
                 tracing::debug!(group = %id, index = compacted.index, "the log is cut");
@@ -92,21 +83,13 @@ impl Worker {
     fn fetch_lacking(&mut self, now: Instant) {
         for (id, member) in &mut self.members {
             let history = &mut member.history;
-            let busy = history.fetching.is_some() || history.offered.is_some() || history.installing.is_some();
-            let Some(lacking) = history.next_lacking(true).filter(|_| !busy && history.rested(Work::Make, now)) else {
-                continue;
-            };
-            let piece = |segment: &canal_proto::log::Segment| Piece { hash: segment.hash.clone(), size: segment.size };
-            let pieces = lacking.segments.iter().map(piece).collect();
+            let Some(lacking) = history.to_fetch(now) else { continue };
+            let pieces = lacking.pieces();
             let status = member.shared.status.borrow();
-            // the leader has them for certain
-            let mut replicas: Vec<_> =
-                status.configuration.replicas.iter().filter(|replica| replica.id != status.replica).collect();
-            replicas.sort_by_key(|replica| replica.id != status.leader);
             let source = |replica: &&canal_proto::peer::Replica| {
                 Some(Source { peer: replica.peer_id().ok()?, addresses: replica.addresses.clone() })
             };
-            let sources: Vec<Source> = replicas.iter().filter_map(source).collect();
+            let sources: Vec<Source> = compaction::givers(&status).iter().filter_map(source).collect();
             drop(status);
             if sources.is_empty() {
                 let number = lacking.number;
@@ -185,11 +168,7 @@ impl Worker {
         // while a snapshot waits for a thread, other work that can wait leaves one free
         let wanted = self.members.values().any(|member| member.history.wants(now));
         let spare = !wanted || self.running + 1 < THREADS;
-        let ids: Vec<GroupId> = {
-            let behind = self.members.range(self.served..).skip_while(|(id, _)| **id == self.served);
-            let before = self.members.range(..=self.served);
-            behind.chain(before).map(|(id, _)| *id).collect()
-        };
+        let ids = compaction::in_turn(&self.members, self.served);
         for id in &ids {
             let Some(member) = self.members.get_mut(id) else { continue };
             if let Some(job) = urgent(*id, member, now) {
@@ -219,11 +198,7 @@ impl Worker {
 
     fn sealable(&self, member: &Member, now: Instant) -> Option<Unsealed> {
         let history = &member.history;
-        let free = history.work.is_none()
-            && history.proposed.is_none()
-            && history.lacking.is_empty()
-            && !history.wants(now)
-            && history.rested(Work::Seal, now);
+        let free = history.may_seal(now);
         let status = member.shared.status.borrow();
         let unsealed = unsealed(&status, history.sealed);
         (free && status.leads && due(&self.limits, unsealed, self.pressed)).then_some(unsealed)
@@ -231,10 +206,11 @@ impl Worker {
 
     fn seal(&mut self, id: GroupId) -> Option<Job> {
         let member = self.members.get_mut(&id)?;
-        let applied = member.shared.status.borrow().applied;
-        let first = member.shared.status.borrow().first;
-        let through = sealing::reach(member.history.sealed.max(first.saturating_sub(1)), applied);
-        member.history.work = Some(Work::Seal);
+        let (first, applied) = {
+            let status = member.shared.status.borrow();
+            (status.first, status.applied)
+        };
+        let through = member.history.begin_seal(first, applied);
         Some(Job::Seal { group: id, through })
     }
 
@@ -246,35 +222,14 @@ impl Worker {
 
 /// Work that somebody waits for.
 fn urgent(id: GroupId, member: &mut Member, now: Instant) -> Option<Job> {
-    let history = &mut member.history;
-    if history.work.is_some() {
-        return None;
-    }
-    if let Some((_, manifest)) = history.installing.as_ref() {
-        if history.fetching.is_some() || !history.rested(Work::Install, now) {
-            return None;
-        }
-        let manifest = manifest.clone();
-        history.work = Some(Work::Install);
-        return Some(Job::Install { group: id, manifest });
-    }
-    let lacking = history.next_lacking(false).filter(|_| history.rested(Work::Make, now))?;
-    let (number, segments) = (lacking.number, lacking.segments.clone());
-    history.work = Some(Work::Make);
-    Some(Job::Make { group: id, number, segments })
+    Some(match member.history.begin_urgent(now)? {
+        Urgent::Install(manifest) => Job::Install { group: id, manifest },
+        Urgent::Make { number, segments } => Job::Make { group: id, number, segments },
+    })
 }
 
 /// Work that can wait.
 fn idle(id: GroupId, member: &mut Member, now: Instant) -> Option<Job> {
-    let history = &mut member.history;
-    if history.work.is_some() || history.installing.is_some() {
-        return None;
-    }
-    let status = member.shared.status.borrow();
-    if history.leftovers && !status.hollow && history.rested(Work::Forget, now) {
-        history.leftovers = false;
-        history.work = Some(Work::Forget);
-        return Some(Job::Forget { group: id, through: history.here });
-    }
-    None
+    let hollow = member.shared.status.borrow().hollow;
+    Some(Job::Forget { group: id, through: member.history.begin_to_forget(hollow, now)? })
 }

@@ -88,7 +88,7 @@ impl Worker {
         let shared = Arc::new(Shared::new(group.seed().clone(), status, heads));
         self.inner.groups.write().insert(id, shared.clone());
         self.inner.members.send_modify(|version| *version += 1);
-        self.members.insert(id, Member { group, shared, history, leads: false, unreadable: false });
+        self.members.insert(id, Member { group, shared, history, leads: false, leader: 0, unreadable: false });
         self.dirty.insert(id);
         if !readable {
             self.find_unreadable();

@@ -99,7 +99,7 @@ impl Worker {
         }
         let status = member.group.status();
         if status.leader != 0 && status.leader != status.replica {
-            member.shared.heard.lock().leader = status.leader;
+            member.leader = status.leader;
         }
         if status.leads != member.leads {
             member.leads = status.leads;
@@ -107,7 +107,7 @@ impl Worker {
             let mut heard = member.shared.heard.lock();
             if status.leads {
                 // others were heard since, by their votes
-                let before = heard.last.get(&heard.leader).copied().unwrap_or(now);
+                let before = heard.last.get(&member.leader).copied().unwrap_or(now);
                 member.shared.stall.lock().leads(before, now);
             }
             heard.since = now;

@@ -132,7 +132,7 @@ pub trait Here {
     fn kv(&self) -> &MemoryKv;
     /// Events as this peer has them, in its log or its segments; fewer than asked for where they end.
     fn events(&self, topic: TopicId, from: u64, max: usize) -> Vec<Stored>;
-    /// Ticks for which the leader has not heard of a replica.
+    /// Milliseconds since this replica last heard of another one.
     fn silent_ms(&self, replica: u64) -> u64;
     /// Proposes; what becomes of it comes to [`Actor::proposed`].
     fn propose(&mut self, token: Token, kind: Kind);

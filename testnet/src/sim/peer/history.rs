@@ -7,7 +7,7 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use canal_consensus::compaction::{self, Prepared, Work};
+use canal_consensus::compaction::{self, Prepared, Urgent, Work};
 use canal_consensus::core::group::{Input, Install, SnapshotPoint};
 use canal_consensus::core::keys::{Keys, Table, end_of};
 use canal_consensus::core::kv::{Kv, KvError, MemoryKv, WriteBatch};
@@ -187,21 +187,9 @@ impl World {
         let Some(live) = self.peers[peer].live.as_mut() else { return Ok(()) };
         let mut cuts = 0;
         for (id, member) in &mut live.members {
-            let Some(mut cut) = member.history.cut() else { continue };
-            if live.cuts.contains_key(id) {
-                continue;
-            }
-            let status = member.group.status();
-            let near = status.last.saturating_sub(keep);
-            let followers = status.progress.values().filter(|progress| progress.recent && !progress.snapshot);
-            if let Some(slowest) = followers.map(|progress| progress.matched).min().filter(|slowest| *slowest >= near)
-                && !live.files.pressed
-            {
-                cut = cut.min(slowest);
-            }
-            if cut < status.first {
-                continue;
-            }
+            let Some(cut) = member.history.cut().filter(|_| !live.cuts.contains_key(id)) else { continue };
+            let cut = compaction::cut_beside(cut, &member.group.status(), keep, live.files.pressed);
+            let Some(cut) = cut else { continue };
             if let Some(compacted) = member.group.compact(cut)? {
                 live.cuts.insert(*id, compacted);
                 live.dirty.insert(*id);
@@ -220,16 +208,10 @@ impl World {
         let Some(live) = self.peers[peer].live.as_mut() else { return };
         for (id, member) in &mut live.members {
             let history = &mut member.history;
-            let busy = history.fetching.is_some() || history.offered.is_some() || history.installing.is_some();
-            let Some(lacking) = history.next_lacking(true).filter(|_| !busy && history.rested(Work::Make, now)) else {
-                continue;
-            };
-            let piece = |segment: &Segment| Piece { hash: segment.hash.clone(), size: segment.size };
-            let pieces: Vec<Piece> = lacking.segments.iter().map(piece).collect();
+            let Some(lacking) = history.to_fetch(now) else { continue };
+            let pieces = lacking.pieces();
             let status = member.group.status();
-            let mut replicas: Vec<_> =
-                status.configuration.replicas.iter().filter(|replica| replica.id != status.replica).collect();
-            replicas.sort_by_key(|replica| replica.id != status.leader);
+            let replicas = compaction::givers(&status);
             let sources = replicas.into_iter().filter_map(|replica| self.identities.holder(replica)).collect();
             history.fetching = Some(live.next_task);
             tasks.push((*id, live.next_task, pieces, sources));
@@ -686,11 +668,7 @@ fn next_job(live: &mut super::Live, now: std::time::Instant, seal_entries: u64) 
     let wanted = live.members.values().any(|member| member.history.wants(now));
     let spare = !wanted || live.files.running + 1 < THREADS;
     let served = live.files.served;
-    let ids: Vec<GroupId> = {
-        let behind = live.members.range(served..).skip_while(|(id, _)| **id == served);
-        let before = live.members.range(..=served);
-        behind.chain(before).map(|(id, _)| *id).collect()
-    };
+    let ids = compaction::in_turn(&live.members, served);
     for id in &ids {
         let Some(member) = live.members.get_mut(id) else { continue };
         if let Some(job) = urgent(*id, member, now) {
@@ -702,39 +680,25 @@ fn next_job(live: &mut super::Live, now: std::time::Instant, seal_entries: u64) 
         return None;
     }
     let sealable = live.members.iter().filter_map(|(id, member)| {
-        let history = &member.history;
-        let free = history.work.is_none()
-            && history.proposed.is_none()
-            && history.lacking.is_empty()
-            && !history.wants(now)
-            && history.rested(Work::Seal, now);
         // most do not lead, and the status is dear
-        if !free || !member.group.pulse().leads {
+        if !member.history.may_seal(now) || !member.group.pulse().leads {
             return None;
         }
-        let unsealed = compaction::unsealed(&member.group.status(), history.sealed);
+        let unsealed = compaction::unsealed(&member.group.status(), member.history.sealed);
         (unsealed.entries >= seal_entries).then_some((unsealed.bytes, *id))
     });
     if let Some((_, id)) = sealable.max() {
         let member = live.members.get_mut(&id)?;
         let status = member.group.status();
-        let through = sealing::reach(member.history.sealed.max(status.first.saturating_sub(1)), status.applied);
-        member.history.work = Some(Work::Seal);
+        let through = member.history.begin_seal(status.first, status.applied);
         return Some(Job::Seal { group: id, through });
     }
     for id in &ids {
         let Some(member) = live.members.get_mut(id) else { continue };
-        let history = &mut member.history;
-        if history.work.is_none()
-            && history.installing.is_none()
-            && history.leftovers
-            && history.rested(Work::Forget, now)
-            && !member.group.pulse().hollow
-        {
-            history.leftovers = false;
-            history.work = Some(Work::Forget);
+        let hollow = member.group.pulse().hollow;
+        if let Some(through) = member.history.begin_to_forget(hollow, now) {
             live.files.served = *id;
-            return Some(Job::Forget { group: *id, through: history.here });
+            return Some(Job::Forget { group: *id, through });
         }
     }
     None
@@ -742,20 +706,8 @@ fn next_job(live: &mut super::Live, now: std::time::Instant, seal_entries: u64) 
 
 /// Work that somebody waits for.
 fn urgent(id: GroupId, member: &mut super::Member, now: std::time::Instant) -> Option<Job> {
-    let history = &mut member.history;
-    if history.work.is_some() {
-        return None;
-    }
-    if let Some((_, manifest)) = history.installing.as_ref() {
-        if history.fetching.is_some() || !history.rested(Work::Install, now) {
-            return None;
-        }
-        let manifest = manifest.clone();
-        history.work = Some(Work::Install);
-        return Some(Job::Install { group: id, manifest, steps: None });
-    }
-    let lacking = history.next_lacking(false).filter(|_| history.rested(Work::Make, now))?;
-    let (number, segments) = (lacking.number, lacking.segments.clone());
-    history.work = Some(Work::Make);
-    Some(Job::Make { group: id, number, segments })
+    Some(match member.history.begin_urgent(now)? {
+        Urgent::Install(manifest) => Job::Install { group: id, manifest, steps: None },
+        Urgent::Make { number, segments } => Job::Make { group: id, number, segments },
+    })
 }
