@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
 use canal_proto::limits::MAX_PIECE;
 use canal_proto::peer::{RaftEnvelope, Replica, Seed};
 use canal_proto::request::{PieceAsk, PieceData};
 use canal_proto::{Code, ContentHash, GroupId, PeerId, WireError};
-use crossbeam_channel::{Sender, TrySendError};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
@@ -149,7 +149,9 @@ pub struct Totals {
 }
 
 pub(crate) struct Inner {
-    pub(crate) inbox: Sender<Request>,
+    /// Whoever waits for an answer to what is in it when the worker ends is told: this channel, unlike others, lets go of
+    /// its content with its receiver.
+    pub(crate) inbox: SyncSender<Request>,
     pub(crate) groups: RwLock<BTreeMap<GroupId, Arc<Shared>>>,
     pub(crate) members: watch::Sender<u64>,
     pub(crate) failed: watch::Sender<Option<String>>,
@@ -189,7 +191,7 @@ impl Service {
         };
         let (kv, lost) = open_state(&options, &log)?;
         let files = Files::open(&options.dir.join("files"))?;
-        let (inbox, requests) = crossbeam_channel::bounded(MAX_INBOX);
+        let (inbox, requests) = std::sync::mpsc::sync_channel(MAX_INBOX);
         let inner = Arc::new(Inner {
             inbox,
             groups: RwLock::default(),

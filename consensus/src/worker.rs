@@ -12,12 +12,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use canal_proto::log::{AppendItem, Kind, Seal};
 use canal_proto::peer::{Manifest, RaftEnvelope, Replica, Seed};
 use canal_proto::{GroupId, PeerId, TopicId};
-use crossbeam_channel::{Receiver, RecvTimeoutError};
 use raft::eraftpb::Entry;
 use tokio::sync::oneshot;
 
@@ -251,7 +251,7 @@ impl Worker {
         let mut next_look = Instant::now();
         while !self.stopping {
             if self.dirty.is_empty() {
-                match self.requests.recv_deadline(next_tick) {
+                match self.requests.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
                     Ok(request) => self.take(request)?,
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => return Ok(()),

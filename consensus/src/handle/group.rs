@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::TrySendError;
 use std::time::Instant;
 
 use canal_proto::log::{AppendItem, Kind};
 use canal_proto::peer::{Replica, Seed};
 use canal_proto::{Code, GroupId, MeshId, Receipt, TopicId, WireError};
-use crossbeam_channel::TrySendError;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 

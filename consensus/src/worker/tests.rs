@@ -100,6 +100,32 @@ async fn a_failed_sync_silences_a_follower_for_good() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_while_a_worker_ends_is_answered() {
+    within(async {
+        let mut mesh = Mesh::of_three().await;
+        let (failing, _) = mesh.followers().await;
+        let group = mesh.group(failing);
+        let (asked, done) = tokio::sync::oneshot::channel();
+        std::thread::spawn(move || {
+            let mut waiting = Vec::new();
+            // until nobody takes it any more
+            while !matches!(group.append(item(1)).map(|appending| waiting.push(appending)), Err(Error::Stopped)) {
+                std::thread::yield_now();
+            }
+            let _ = asked.send(waiting);
+        });
+        faults::fail_syncs(&mesh.dir(failing).join("log"), true);
+        let leader = mesh.leader().await;
+        mesh.group(leader).append(item(1)).unwrap().receipt().await.unwrap();
+        for appending in done.await.unwrap() {
+            drop(appending.receipt().await);
+        }
+        mesh.stop(&[failing]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_silences_a_follower_and_loses_nothing() {
     within(fails(|log| faults::leave_room(log, Some(30)), "No space left")).await;
 }
