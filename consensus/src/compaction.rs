@@ -194,6 +194,15 @@ impl History {
         self.lacking.push_front(Lacking { number, segments: vec![segment], ..Lacking::default() });
     }
 
+    /// Files are damaged. Says whether the snapshot that is handed out names one of them: nobody can take it over any more,
+    /// and it is not handed out from now on.
+    pub fn damaged(&mut self, files: &[ContentHash]) -> bool {
+        let is_damaged = |piece: &Piece| files.iter().any(|hash| hash.0[..] == piece.hash[..]);
+        let spoilt =
+            |prepared: &mut Prepared| prepared.manifest.rows.iter().chain(&prepared.manifest.segments).any(is_damaged);
+        self.prepared.take_if(spoilt).is_some()
+    }
+
     fn advance(&mut self) {
         while let Some(first) = self.lacking.pop_front_if(|first| first.segments.is_empty()) {
             if let Some(through) = first.through.filter(|_| !first.superseded) {
@@ -390,6 +399,18 @@ mod tests {
         history.made(1, Vec::new(), false);
         history.proposed = None;
         assert_eq!(history.holds().count(), 0);
+    }
+
+    #[test]
+    fn a_snapshot_with_a_damaged_piece_is_not_handed_out() {
+        let piece = |n: u8| Piece { hash: vec![n; 32].into(), size: 1 };
+        let manifest = Manifest { rows: vec![piece(3)], segments: vec![piece(4)], ..Manifest::default() };
+        for n in [3, 4] {
+            let mut history = History { prepared: Some(Prepared { manifest: manifest.clone() }), ..History::default() };
+            assert!(!history.damaged(&[ContentHash([5; 32])]) && history.prepared.is_some());
+            assert!(history.damaged(&[ContentHash([5; 32]), ContentHash([n; 32])]) && history.prepared.is_none());
+            assert!(!history.damaged(&[ContentHash([n; 32])]), "there is none any more");
+        }
     }
 
     #[test]

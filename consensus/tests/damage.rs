@@ -10,6 +10,7 @@ mod mesh;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use canal_consensus::{ChangeSet, Damage, Error, History};
@@ -383,6 +384,44 @@ async fn a_damaged_segment_is_found_made_good_and_counted() {
         assert!(std::fs::read(file).unwrap() == whole, "it is what it was");
         mesh.settled().await;
         (1..=3).for_each(|n| mesh.assert_holds(n, 400));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_damaged_before_it_is_given_is_written_again() {
+    within(async {
+        let mesh = Mesh::of_three_with(4, small()).await;
+        publish(&mesh, 1, 400).await;
+        mesh.settled().await;
+        mesh.until(|statuses| statuses.values().all(|status| status.first > 150).then_some(())).await;
+        mesh.table.withheld.store(true, Ordering::Relaxed);
+        mesh.change(async |group| group.add_learner(replica(0, 4)).await).await;
+        let named = |statuses: &BTreeMap<u8, canal_consensus::Status>| {
+            let configuration = &leading(statuses)?.configuration;
+            configuration.replicas.iter().find(|held| held.peer == peer(4).to_vec()).map(|held| held.id)
+        };
+        let id = mesh.until(named).await;
+        let first: Vec<_> = (1..=3).map(|n| replica(n.into(), n)).collect();
+        mesh.handle(4).create(seed(&first, id)).await.unwrap();
+        let leader = mesh.leader().await;
+        while mesh.handle(leader).totals().written == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let segments = mesh.group(leader).view().all_segments().unwrap();
+        let of_rows = |path: &PathBuf| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            let hash = name.parse::<canal_proto::ContentHash>();
+            hash.is_ok_and(|hash| segments.iter().all(|segment| segment.hash[..] != hash.0[..]))
+        };
+        let rows: Vec<_> = files(&mesh.dir(leader).join("files"), "").into_iter().filter(of_rows).collect();
+        assert!(!rows.is_empty());
+        rows.iter().for_each(|file| flip(file, 40, 2));
+        mesh.table.withheld.store(false, Ordering::Relaxed);
+        mesh.until(|statuses| statuses.get(&4).filter(|status| status.applied >= 400).map(drop)).await;
+        mesh.settled().await;
+        assert!(mesh.handle(leader).totals().written >= 2);
+        (1..=4).for_each(|n| mesh.assert_holds(n, 400));
     })
     .await;
 }

@@ -30,6 +30,10 @@ impl Worker {
             tracing::error!(%hash, "a file is damaged; it is made or fetched again. Check this peer's disk");
         }
         for (id, member) in &mut self.members {
+            if member.history.damaged(&damaged) {
+                member.group.snapshot_spoilt();
+                self.dirty.insert(*id);
+            }
             for segment in self.inner.view(*id).all_segments()? {
                 if damaged.iter().any(|hash| hash.0[..] == segment.hash[..]) {
                     member.history.lost(segment);

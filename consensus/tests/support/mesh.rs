@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -35,7 +35,13 @@ tokio::task_local! {
 
 /// The peers that can be reached.
 #[derive(Default)]
-pub struct Table(pub RwLock<BTreeMap<PeerId, Handle>>, pub AtomicU64);
+pub struct Table {
+    pub peers: RwLock<BTreeMap<PeerId, Handle>>,
+    /// Pieces of files that were asked for.
+    pub asked: AtomicU64,
+    /// No files are given.
+    pub withheld: AtomicBool,
+}
 
 /// One peer's way to the others.
 pub struct Wire {
@@ -46,7 +52,7 @@ pub struct Wire {
 impl Outgoing for Wire {
     fn send(&self, to: &Replica, envelope: RaftEnvelope) {
         // the handle is not cloned: once a peer is out of the table, nobody but its owner has its stores open
-        if let Some(handle) = self.table.0.read().get(&to.peer_id().unwrap()) {
+        if let Some(handle) = self.table.peers.read().get(&to.peer_id().unwrap()) {
             handle.receive(self.from, vec![envelope]);
         }
     }
@@ -54,9 +60,9 @@ impl Outgoing for Wire {
 
 impl Fetch for Wire {
     fn fetch(&self, from: PeerId, _: Vec<String>, ask: PieceAsk) -> Fetching {
-        self.table.1.fetch_add(1, Ordering::Relaxed);
-        let handle = self.table.0.read().get(&from).cloned();
-        let answer = match handle {
+        self.table.asked.fetch_add(1, Ordering::Relaxed);
+        let handle = self.table.peers.read().get(&from).cloned();
+        let answer = match handle.filter(|_| !self.table.withheld.load(Ordering::Relaxed)) {
             Some(handle) => handle.read_piece(&ask),
             None => Err(WireError::new(Code::Unreachable, "the peer is away")),
         };
@@ -152,13 +158,13 @@ impl Mesh {
         let wire = Arc::new(Wire { from: peer(n), table: self.table.clone() });
         let (service, handle) = Service::open(options, wire.clone(), wire)?;
         self.running.insert(n, service);
-        self.table.0.write().insert(peer(n), handle);
+        self.table.peers.write().insert(peer(n), handle);
         Ok(())
     }
 
     /// Stops these peers at one time. They are cut off first, so that none can hand anything on.
     pub fn stop(&mut self, peers: &[u8]) {
-        let gone: Vec<_> = peers.iter().map(|n| self.table.0.write().remove(&peer(*n)).unwrap()).collect();
+        let gone: Vec<_> = peers.iter().map(|n| self.table.peers.write().remove(&peer(*n)).unwrap()).collect();
         drop(gone);
         std::thread::scope(|scope| {
             for n in peers {
@@ -169,7 +175,7 @@ impl Mesh {
     }
 
     pub fn handle(&self, n: u8) -> Handle {
-        self.table.0.read()[&peer(n)].clone()
+        self.table.peers.read()[&peer(n)].clone()
     }
 
     /// The replica of a running peer. To be let go before the peer is stopped.

@@ -165,6 +165,14 @@ impl<L: LogReader> Group<L> {
         self.filling.made = Some((point.clone(), 0));
     }
 
+    /// The snapshot that followers get can't be read any more: whoever needs one gets another.
+    pub fn snapshot_spoilt(&mut self) {
+        self.filling.made = None;
+        self.raw.mut_store().set_prepared(None);
+        let sent: Vec<u64> = self.filling.sent.keys().copied().collect();
+        sent.into_iter().for_each(|id| self.snapshot_lost(id));
+    }
+
     /// The snapshot that followers get at the moment: what its data names has to stay.
     pub fn prepared(&self) -> Option<&SnapshotPoint> {
         self.filling.made.as_ref().map(|(point, _)| point)

@@ -151,6 +151,11 @@ impl World {
         for group in groups {
             let segments = self.segments(peer, group, Table::Segments)?;
             let Some(member) = self.member(peer, group) else { continue };
+            if member.history.damaged(&damaged) {
+                member.group.snapshot_spoilt();
+                self.tally.count("snapshots spoilt");
+            }
+            let Some(member) = self.member(peer, group) else { continue };
             for segment in segments {
                 if damaged.iter().any(|hash| hash.0[..] == segment.hash[..]) {
                     member.history.lost(segment);
