@@ -80,12 +80,12 @@ pub fn make(setup: &Setup, rng: &mut Rng) -> Vec<Box<dyn Actor>> {
 
 /// A producer that functions fire for.
 fn calm(setup: &Setup, rng: &mut Rng) -> Pace {
-    Pace { every_ms: rng.between(300, 1500), burst: 4, batch: 3, for_ms: setup.fault_ms }
+    Pace { every_ms: rng.between(300, 1500) * setup.leisure, burst: 4, batch: 3, for_ms: setup.fault_ms }
 }
 
 /// A producer that fills a log.
 fn busy(setup: &Setup, rng: &mut Rng) -> Pace {
-    Pace { every_ms: rng.between(100, 500), burst: 24, batch: 8, for_ms: setup.fault_ms }
+    Pace { every_ms: rng.between(100, 500) * setup.leisure, burst: 24, batch: 8, for_ms: setup.fault_ms }
 }
 
 /// The id of a producer.

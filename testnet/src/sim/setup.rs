@@ -84,6 +84,9 @@ pub struct Setup {
     pub heal_ms: u64,
     /// The groups.
     pub groups: Vec<GroupPlan>,
+    /// How many times as long clients wait between two things as the busiest do: the same faults meet full logs in one
+    /// run, and a mesh at rest in another.
+    pub leisure: u64,
     /// When logs are cut.
     pub limits: Limits,
     /// What goes wrong.
@@ -129,6 +132,7 @@ impl Setup {
             fault_ms: sizes.between(20, 60) * 1000,
             heal_ms: HEAL_MS,
             groups,
+            leisure: rng.fork(5).pick(&[1, 3, 10, 30]).unwrap_or(1),
             limits: Limits {
                 seal_entries: sizes.pick(&[20, 60, 250]).unwrap_or(60),
                 flush_ms: sizes.pick(&[300, 1000, 5000]).unwrap_or(1000),

@@ -28,8 +28,10 @@ pub const BUCKET: &str = "registers";
 const KEYS: usize = 2;
 /// How long an answer is waited for.
 const CALL_MS: u64 = 8_000;
-/// Milliseconds between two operations of a client, at most: what clients do at once decides how hard it is to check.
+/// Milliseconds between two operations of a busy client, at most: what clients do at once decides how hard it is to check.
 const THINK_MS: u64 = 300;
+/// Milliseconds between two operations of any client, at most.
+const THINK_LONGEST_MS: u64 = 3000;
 /// Operations once the faults are over.
 const AFTERWARDS: u32 = 6;
 
@@ -77,7 +79,7 @@ impl Register {
     fn advance(&mut self, around: &mut dyn Around) {
         let now = around.mono_ms();
         if self.operation == 0 && self.next_at == 0 {
-            self.next_at = now + around.rng().below(THINK_MS);
+            self.next_at = now + think(around);
         }
         if self.doing.is_none() && now >= self.next_at && !self.is_done() {
             self.begin(around);
@@ -143,8 +145,14 @@ impl Register {
         if self.healed && served {
             self.afterwards = self.afterwards.saturating_sub(1);
         }
-        self.next_at = around.mono_ms() + around.rng().below(THINK_MS);
+        self.next_at = around.mono_ms() + think(around);
     }
+}
+
+/// How long a client waits before its next operation.
+fn think(around: &mut dyn Around) -> u64 {
+    let most = (THINK_MS * around.setup().leisure).min(THINK_LONGEST_MS);
+    around.rng().below(most)
 }
 
 impl Actor for Register {

@@ -167,6 +167,7 @@ impl Bug {
         Setup {
             faults: self.faults.iter().fold(Plan::default(), plan),
             fault_ms: self.fault_ms,
+            leisure: 1,
             limits: if self.cuts { few } else { drawn.limits },
             ..drawn
         }

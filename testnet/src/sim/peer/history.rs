@@ -141,7 +141,7 @@ impl World {
 
     fn find_damaged(&mut self, peer: Machine) -> Result<(), KvError> {
         let disk = &mut self.peers[peer].disk;
-        let damaged = disk.files.take_damaged();
+        let damaged: Vec<ContentHash> = disk.files.take_damaged().into_iter().collect();
         if damaged.is_empty() {
             return Ok(());
         }
