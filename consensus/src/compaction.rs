@@ -228,9 +228,6 @@ impl History {
             return None;
         }
         if let Some((_, manifest)) = &self.installing {
-            if self.fetching.is_some() || !self.rested(Work::Install, now) {
-                return None;
-            }
             self.work = Some(Work::Install);
             return Some(Urgent::Install(manifest.clone()));
         }
@@ -279,7 +276,6 @@ impl History {
         }
         if !all {
             self.rest(Work::Make, now);
-            self.rest(Work::Install, now);
         }
         true
     }

@@ -10,7 +10,6 @@ mod mesh;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use canal_consensus::{ChangeSet, Damage, Error, History};
@@ -388,6 +387,56 @@ async fn a_damaged_segment_is_found_made_good_and_counted() {
     .await;
 }
 
+/// Adds a replica that learns, on a peer.
+async fn add(mesh: &Mesh, n: u8) {
+    mesh.change(async |group| group.add_learner(replica(0, n)).await).await;
+    let named = |statuses: &BTreeMap<u8, canal_consensus::Status>| {
+        let configuration = &leading(statuses)?.configuration;
+        configuration.replicas.iter().find(|held| held.peer == peer(n).to_vec()).map(|held| held.id)
+    };
+    let id = mesh.until(named).await;
+    let first: Vec<_> = (1..=3).map(|n| replica(n.into(), n)).collect();
+    mesh.handle(n).create(seed(&first, id)).await.unwrap();
+}
+
+/// The whole files of a peer that are no segments of the leader's.
+fn pieces_of_rows(mesh: &Mesh, n: u8, leader: u8) -> Vec<PathBuf> {
+    let segments = mesh.group(leader).view().all_segments().unwrap();
+    let of_rows = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let hash = name.parse::<canal_proto::ContentHash>();
+        hash.is_ok_and(|hash| segments.iter().all(|segment| segment.hash[..] != hash.0[..]))
+    };
+    files(&mesh.dir(n).join("files"), "").into_iter().filter(of_rows).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_damaged_where_it_is_taken_over_is_asked_for_again() {
+    within(async {
+        let mesh = Mesh::of_three_with(4, small()).await;
+        publish(&mesh, 1, 400).await;
+        mesh.settled().await;
+        mesh.until(|statuses| statuses.values().all(|status| status.first > 150).then_some(())).await;
+        // the rows come first
+        *mesh.table.left.lock() = Some(1);
+        add(&mesh, 4).await;
+        let leader = mesh.leader().await;
+        let rows = loop {
+            if let Some(rows) = pieces_of_rows(&mesh, 4, leader).pop() {
+                break rows;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        flip(&rows, 40, 2);
+        *mesh.table.left.lock() = None;
+        mesh.until(|statuses| statuses.get(&4).filter(|status| status.applied >= 400).map(drop)).await;
+        mesh.settled().await;
+        assert!(mesh.handle(4).totals().damage_found >= 1);
+        (1..=4).for_each(|n| mesh.assert_holds(n, 400));
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_is_damaged_before_it_is_given_is_written_again() {
     within(async {
@@ -395,29 +444,16 @@ async fn a_snapshot_that_is_damaged_before_it_is_given_is_written_again() {
         publish(&mesh, 1, 400).await;
         mesh.settled().await;
         mesh.until(|statuses| statuses.values().all(|status| status.first > 150).then_some(())).await;
-        mesh.table.withheld.store(true, Ordering::Relaxed);
-        mesh.change(async |group| group.add_learner(replica(0, 4)).await).await;
-        let named = |statuses: &BTreeMap<u8, canal_consensus::Status>| {
-            let configuration = &leading(statuses)?.configuration;
-            configuration.replicas.iter().find(|held| held.peer == peer(4).to_vec()).map(|held| held.id)
-        };
-        let id = mesh.until(named).await;
-        let first: Vec<_> = (1..=3).map(|n| replica(n.into(), n)).collect();
-        mesh.handle(4).create(seed(&first, id)).await.unwrap();
+        *mesh.table.left.lock() = Some(0);
+        add(&mesh, 4).await;
         let leader = mesh.leader().await;
         while mesh.handle(leader).totals().written == 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        let segments = mesh.group(leader).view().all_segments().unwrap();
-        let of_rows = |path: &PathBuf| {
-            let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let hash = name.parse::<canal_proto::ContentHash>();
-            hash.is_ok_and(|hash| segments.iter().all(|segment| segment.hash[..] != hash.0[..]))
-        };
-        let rows: Vec<_> = files(&mesh.dir(leader).join("files"), "").into_iter().filter(of_rows).collect();
+        let rows = pieces_of_rows(&mesh, leader, leader);
         assert!(!rows.is_empty());
         rows.iter().for_each(|file| flip(file, 40, 2));
-        mesh.table.withheld.store(false, Ordering::Relaxed);
+        *mesh.table.left.lock() = None;
         mesh.until(|statuses| statuses.get(&4).filter(|status| status.applied >= 400).map(drop)).await;
         mesh.settled().await;
         assert!(mesh.handle(leader).totals().written >= 2);

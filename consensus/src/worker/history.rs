@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use canal_proto::GroupId;
-use canal_proto::peer::{Manifest, Piece};
 
 use super::{Member, Worker, now_ms};
 use crate::compaction::{self, Urgent, Work, unsealed};
@@ -212,11 +211,6 @@ impl Worker {
         };
         let through = member.history.begin_seal(first, applied);
         Some(Job::Seal { group: id, through })
-    }
-
-    /// The files that a manifest names.
-    pub(super) fn pieces(manifest: &Manifest) -> Vec<Piece> {
-        manifest.rows.iter().chain(&manifest.segments).cloned().collect()
     }
 }
 

@@ -1,10 +1,11 @@
 //! Bringing replicas to life: those that the stores hold at start, and new ones; and what a crash has left of others.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use canal_proto::peer::{Manifest, Seed};
-use canal_proto::{ContentHash, GroupId};
+use canal_proto::{ContentHash, GroupId, TopicId};
 use prost::Message as _;
 
 use super::{Member, Worker, now_ms};
@@ -19,6 +20,16 @@ use crate::log_store::{GroupWrite, Loaded, LogStore};
 
 /// Rows removed in one batch when nothing else goes on yet.
 const SLICE: usize = 16_384;
+
+/// A replica as the stores hold it.
+struct Opened {
+    group: Group<LogStore>,
+    /// The next offsets of its topics.
+    heads: BTreeMap<TopicId, u64>,
+    history: History,
+    /// What has to be read of its log at once can be.
+    readable: bool,
+}
 
 impl Worker {
     /// Opens the replicas that the stores hold.
@@ -54,6 +65,34 @@ impl Worker {
 
     pub(super) fn bring_to_life(&mut self, seed: Seed) -> Result<(), Error> {
         let id = GroupId(seed.group);
+        let Opened { group, heads, history, readable } = self.open_replica(seed)?;
+        let shared = Arc::new(Shared::new(group.seed().clone(), group.status(), heads));
+        self.inner.groups.write().insert(id, shared.clone());
+        self.inner.members.send_modify(|version| *version += 1);
+        self.members.insert(id, Member { group, shared, history, leads: false, leader: 0, unreadable: false });
+        self.dirty.insert(id);
+        if !readable {
+            self.find_unreadable();
+        }
+        Ok(())
+    }
+
+    /// The snapshot that a replica was taking over can't be had: it goes on as after a crash, from what is on disk.
+    /// Meanwhile it heard and said nothing, so nobody else notices.
+    pub(super) fn give_up_installation(&mut self, id: GroupId) -> Result<(), Error> {
+        let Some(member) = self.members.get(&id) else { return Ok(()) };
+        let opened = self.open_replica(member.group.seed().clone())?;
+        self.transfer.cancel(id);
+        self.cuts.remove(&id);
+        let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
+        (member.group, member.history) = (opened.group, opened.history);
+        *member.shared.heads.write() = opened.heads;
+        self.dirty.insert(id);
+        Ok(())
+    }
+
+    fn open_replica(&self, seed: Seed) -> Result<Opened, Error> {
+        let id = GroupId(seed.group);
         let mut loaded = self.inner.log.load(id)?;
         if let Some(record) = loaded.as_ref().and_then(|loaded| loaded.installing.clone()) {
             self.finish_installation(&seed, &Install::from_record(record)?)?;
@@ -85,15 +124,7 @@ impl Worker {
         }
         let heads = self.heads(id, status.spec.topics.iter().map(|topic| topic.id))?;
         let history = self.history_of(id)?;
-        let shared = Arc::new(Shared::new(group.seed().clone(), status, heads));
-        self.inner.groups.write().insert(id, shared.clone());
-        self.inner.members.send_modify(|version| *version += 1);
-        self.members.insert(id, Member { group, shared, history, leads: false, leader: 0, unreadable: false });
-        self.dirty.insert(id);
-        if !readable {
-            self.find_unreadable();
-        }
-        Ok(())
+        Ok(Opened { group, heads, history, readable })
     }
 
     /// What the rows say of a group's seals, and which of their files are here.

@@ -15,7 +15,6 @@ use crate::core::kv::WriteBatch;
 use crate::handle::Error;
 use crate::log_store::GroupWrite;
 use crate::sealer::Made;
-use crate::transfer::{Source, Task};
 
 impl Worker {
     pub(super) fn report(&mut self, report: Report) -> Result<(), Error> {
@@ -146,25 +145,15 @@ impl Worker {
 
     fn installed(&mut self, id: GroupId, result: Result<(), crate::dump::Error>) -> Result<(), Error> {
         let Some(member) = self.members.get_mut(&id) else { return Ok(()) };
-        let Some((install, manifest)) = member.history.installing.take() else { return Ok(()) };
+        let Some((install, _)) = member.history.installing.take() else { return Ok(()) };
         match result {
             Ok(()) => {}
             Err(crate::dump::Error::Kv(error)) => return Err(error.into()),
             Err(error) => {
-                // a file was damaged meanwhile: what is wrong goes, and is fetched again
-                tracing::warn!(group = %id, %error, "a snapshot can't be taken over; its files are fetched again");
-                for hash in self.inner.files.take_damaged() {
-                    let _ = self.inner.files.remove(&hash);
-                }
-                member.history.rest(Work::Install, Instant::now());
-                member.history.fetching = Some(self.next_task);
-                let peer = canal_proto::PeerId::from_slice(&manifest.peer);
-                let sources = peer.into_iter().map(|peer| Source { peer, addresses: Vec::new() }).collect();
-                let pieces = Self::pieces(&manifest);
-                self.transfer.begin(Task { group: id, number: self.next_task, pieces, sources });
-                self.next_task += 1;
-                member.history.installing = Some((install, manifest));
-                return Ok(());
+                // a file was damaged meanwhile, and whoever gave it may not have it any more; without this replica the
+                // group may have no majority for another snapshot, so it takes part as it did before
+                tracing::warn!(group = %id, %error, "a snapshot can't be taken over; this replica asks for another");
+                return self.give_up_installation(id);
             }
         }
         let (compacted, hard_state) = install.finish(member.group.seed(), self.inner.kv.as_ref())?;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -39,8 +39,8 @@ pub struct Table {
     pub peers: RwLock<BTreeMap<PeerId, Handle>>,
     /// Pieces of files that were asked for.
     pub asked: AtomicU64,
-    /// No files are given.
-    pub withheld: AtomicBool,
+    /// Pieces that are given before no more are; none: all are.
+    pub left: Mutex<Option<u64>>,
 }
 
 /// One peer's way to the others.
@@ -62,7 +62,15 @@ impl Fetch for Wire {
     fn fetch(&self, from: PeerId, _: Vec<String>, ask: PieceAsk) -> Fetching {
         self.table.asked.fetch_add(1, Ordering::Relaxed);
         let handle = self.table.peers.read().get(&from).cloned();
-        let answer = match handle.filter(|_| !self.table.withheld.load(Ordering::Relaxed)) {
+        let gives = match &mut *self.table.left.lock() {
+            Some(0) => false,
+            Some(left) => {
+                *left -= 1;
+                true
+            }
+            None => true,
+        };
+        let answer = match handle.filter(|_| gives) {
             Some(handle) => handle.read_piece(&ask),
             None => Err(WireError::new(Code::Unreachable, "the peer is away")),
         };

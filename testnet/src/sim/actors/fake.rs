@@ -83,7 +83,7 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64, lie: Lie) -> Self {
-        let setup = Setup::with_peers(seed, 5);
+        let setup = Setup { leisure: 1, ..Setup::with_peers(seed, 5) };
         let mut rng = Rng::new(seed).fork(99);
         let groups = setup.groups.iter().map(|plan| (plan.id, Group::new(plan.id, &mut rng))).collect();
         let (queue, seen) = (BTreeMap::new(), Vec::new());

@@ -19,7 +19,7 @@ use canal_consensus::log_store::GroupWrite;
 use canal_consensus::view::Source;
 use canal_proto::log::{Kind as CommandKind, Seal, Segment};
 use canal_proto::peer::{Manifest, Piece};
-use canal_proto::{ContentHash, GroupId, PeerId, TopicId};
+use canal_proto::{ContentHash, GroupId, TopicId};
 use prost::Message as _;
 
 use super::{Inbound, Waiter};
@@ -165,7 +165,12 @@ impl World {
         Ok(())
     }
 
-    fn segments(&self, peer: Machine, group: GroupId, table: Table) -> Result<Vec<Segment>, KvError> {
+    pub(in crate::sim) fn segments(
+        &self,
+        peer: Machine,
+        group: GroupId,
+        table: Table,
+    ) -> Result<Vec<Segment>, KvError> {
         let prefix = Keys(group).one(table);
         let kv = self.peers[peer].disk.rows.open_ref(group);
         let rows = kv.scan(&prefix, &end_of(&prefix), usize::MAX, false)?;
@@ -615,22 +620,12 @@ impl World {
     }
 
     fn installed(&mut self, peer: Machine, group: GroupId, result: Result<(), String>) -> Result<(), KvError> {
-        let now = self.instant();
         let held = &mut self.peers[peer];
         let Some(live) = held.live.as_mut() else { return Ok(()) };
         let Some(member) = live.members.get_mut(&group) else { return Ok(()) };
-        let Some((install, manifest)) = member.history.installing.take() else { return Ok(()) };
+        let Some((install, _)) = member.history.installing.take() else { return Ok(()) };
         if result.is_err() {
-            held.disk.files.take_damaged().iter().for_each(|hash| held.disk.files.remove(hash));
-            member.history.rest(Work::Install, now);
-            let number = live.next_task;
-            live.next_task += 1;
-            member.history.fetching = Some(number);
-            let source = PeerId::from_slice(&manifest.peer).ok().and_then(|id| self.identities.machine(id));
-            let pieces = manifest.rows.iter().chain(&manifest.segments).cloned().collect();
-            member.history.installing = Some((install, manifest));
-            self.begin_fetch(peer, group, number, pieces, source.into_iter().collect());
-            return Ok(());
+            return self.give_up_installation(peer, group);
         }
         let rows = held.disk.rows.open_ref(group);
         let (compacted, hard_state) = install.finish(member.group.seed(), rows)?;

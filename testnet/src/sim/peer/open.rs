@@ -15,7 +15,7 @@ use prost::Message as _;
 use super::turn::TICKS;
 use super::{Live, Member, Stage, TICK};
 use crate::sim::around::Machine;
-use crate::sim::disk::Disk;
+use crate::sim::disk::{Disk, Log};
 use crate::sim::rooms::Place;
 use crate::sim::seen::Seen;
 use crate::sim::world::{Event, PeerContent, World};
@@ -70,6 +70,48 @@ impl World {
 
     pub(in crate::sim) fn bring_to_life(&mut self, peer: Machine, seed: Seed) -> Result<(), KvError> {
         let id = GroupId(seed.group);
+        let group = self.open_replica(peer, seed)?;
+        let pulse = group.pulse();
+        let history = self.history_of(peer, id)?;
+        let Some(live) = self.peers[peer].live.as_mut() else { return Ok(()) };
+        let member = Member {
+            group,
+            history,
+            leads: false,
+            led_term: 0,
+            ruled: 0,
+            told: pulse.applied,
+            opened: self.now,
+            heard: std::collections::BTreeMap::new(),
+            led: Vec::new(),
+            rooms: Vec::new(),
+        };
+        live.members.insert(id, member);
+        live.dirty.insert(id);
+        self.hire_replica(peer, id);
+        Ok(())
+    }
+
+    /// The snapshot that a replica was taking over can't be had: it goes on as after a crash, from what is on disk.
+    pub(in crate::sim) fn give_up_installation(&mut self, peer: Machine, id: GroupId) -> Result<(), KvError> {
+        let Some(member) = self.member(peer, id) else { return Ok(()) };
+        let seed = member.group.seed().clone();
+        let group = self.open_replica(peer, seed)?;
+        let history = self.history_of(peer, id)?;
+        let Some(live) = self.peers[peer].live.as_mut() else { return Ok(()) };
+        live.fetches.retain(|_, task| task.group != id);
+        live.cuts.remove(&id);
+        live.dirty.insert(id);
+        if let Some(member) = live.members.get_mut(&id) {
+            member.told = group.pulse().applied;
+            (member.group, member.history) = (group, history);
+        }
+        self.tally.count("installation given up");
+        Ok(())
+    }
+
+    fn open_replica(&mut self, peer: Machine, seed: Seed) -> Result<Group<Log>, KvError> {
+        let id = GroupId(seed.group);
         let now_ms = self.now_ms(peer);
         let record = self.peers[peer].disk.log.read(id, |image| image.installing.clone()).flatten();
         if let Some(record) = record {
@@ -93,24 +135,7 @@ impl World {
             self.tally.count("hollow");
             self.trace.tell(self.now, || format!("peer {peer}: the replica of group {id} is hollow"));
         }
-        let history = self.history_of(peer, id)?;
-        let Some(live) = self.peers[peer].live.as_mut() else { return Ok(()) };
-        let member = Member {
-            group,
-            history,
-            leads: false,
-            led_term: 0,
-            ruled: 0,
-            told: pulse.applied,
-            opened: self.now,
-            heard: std::collections::BTreeMap::new(),
-            led: Vec::new(),
-            rooms: Vec::new(),
-        };
-        live.members.insert(id, member);
-        live.dirty.insert(id);
-        self.hire_replica(peer, id);
-        Ok(())
+        Ok(group)
     }
 
     /// What the rows say of a group's seals, and which of their files are here.

@@ -1,7 +1,10 @@
 //! How what the plan says goes wrong. Each second, the faults of that second are drawn and put in the queue; each ends by
 //! itself, or when everything is healed.
 
+use std::collections::BTreeSet;
+
 use canal_consensus::core::group::Input;
+use canal_consensus::core::keys::Table;
 use canal_proto::ContentHash;
 use canal_proto::GroupId;
 use raft::eraftpb::EntryType;
@@ -132,11 +135,7 @@ impl World {
             Kind::FlippedFile => {
                 let hash = self.peers[peer].disk.files.any(&mut self.trouble_rng);
                 // what is damaged everywhere nobody can make good
-                let elsewhere = |hash: &ContentHash| {
-                    let mut others = self.peers.iter().filter(|(other, _)| *other != peer);
-                    others.any(|(_, held)| held.live.is_some() && held.disk.files.is_whole(hash))
-                };
-                if let Some(hash) = hash.filter(elsewhere) {
+                if let Some(hash) = hash.filter(|hash| self.is_kept_beside(peer, hash)) {
                     self.peers[peer].disk.files.flip(hash);
                     self.told(kind, Some(peer), format!("a bit flips in file {hash}"));
                 }
@@ -335,7 +334,34 @@ impl World {
 
     /// Whether all groups can do without what is on a peer's disk: Raft bears a minority of voters that are gone.
     fn may_lose(&self, peer: Machine) -> bool {
-        self.peers[peer].disk.groups().into_iter().all(|group| self.may_lose_replica(peer, group))
+        let groups = self.peers[peer].disk.groups();
+        groups.into_iter().all(|group| self.may_lose_replica(peer, group) && self.may_lose_files(peer, group))
+    }
+
+    /// Whether every segment that a peer has of a group is whole somewhere else, if somebody else names it: nobody could
+    /// make good what is damaged there and gone here.
+    fn may_lose_files(&self, peer: Machine, group: GroupId) -> bool {
+        let disk = &self.peers[peer].disk;
+        let others = self.peers.iter().filter(|(other, held)| *other != peer && held.stage != Stage::Left);
+        let mut hashes = others.flat_map(|(other, _)| self.named(other, group));
+        hashes.all(|hash| !disk.files.is_whole(&hash) || self.is_kept_beside(peer, &hash))
+    }
+
+    /// Whether another peer than this one has a file, whole, and a reason to keep it.
+    fn is_kept_beside(&self, peer: Machine, hash: &ContentHash) -> bool {
+        let has = |(other, held): (Machine, &crate::sim::peer::Peer)| {
+            other != peer
+                && held.stage != Stage::Left
+                && held.disk.files.is_whole(hash)
+                && held.disk.groups().into_iter().any(|group| self.named(other, group).contains(hash))
+        };
+        self.peers.iter().any(has)
+    }
+
+    /// The segments that a peer's rows of a group name.
+    fn named(&self, peer: Machine, group: GroupId) -> BTreeSet<ContentHash> {
+        let segments = self.segments(peer, group, Table::Segments).unwrap_or_default();
+        segments.iter().filter_map(|segment| ContentHash::from_slice(&segment.hash).ok()).collect()
     }
 
     fn may_lose_replica(&self, peer: Machine, group: GroupId) -> bool {
