@@ -100,6 +100,21 @@ impl Verified {
         self.expires_ms
     }
 
+    /// The same record, as it came in at another time.
+    #[must_use]
+    pub fn received(mut self, now_ms: u64) -> Self {
+        self.expires_ms = now_ms.saturating_add(self.route.life_ms);
+        self
+    }
+
+    /// The record, if it belongs under this key.
+    ///
+    /// # Errors
+    /// [`Error::WrongKey`].
+    pub fn under(self, key: &[u8]) -> Result<Self, Error> {
+        if self.key.as_slice() == key { Ok(self) } else { Err(Error::WrongKey) }
+    }
+
     /// Ends it sooner: a record that another peer has held for a while has only the rest of its life.
     #[must_use]
     pub fn until(mut self, expires_ms: u64) -> Self {
@@ -187,8 +202,7 @@ pub fn open(bytes: &[u8], mesh: MeshId, now_ms: u64) -> Result<Verified, Error> 
 
 /// Checks the bytes of a [`SignedRoute`] that came in at `now_ms` under a key of the DHT.
 pub fn open_at(key: &[u8], bytes: &[u8], mesh: MeshId, now_ms: u64) -> Result<Verified, Error> {
-    let verified = open(bytes, mesh, now_ms)?;
-    if verified.key.as_slice() == key { Ok(verified) } else { Err(Error::WrongKey) }
+    open(bytes, mesh, now_ms)?.under(key)
 }
 
 fn is_member(record: &RouteRecord, peer: PeerId) -> bool {

@@ -108,7 +108,19 @@ impl Table {
 
     /// Stores a record that came in at `now_ms`, or says why not.
     pub fn put(&mut self, key: &[u8], bytes: &[u8], now_ms: u64) -> Result<Accepted, Refused> {
-        let result = self.try_put(key, bytes, now_ms);
+        self.put_opened(key, bytes, now_ms, &mut |mesh| record::open(bytes, mesh, now_ms))
+    }
+
+    /// The same, where `open` checks the bytes as [`record::open`] does: for a simulation, in which all peers may share what
+    /// one of them has verified.
+    pub fn put_opened(
+        &mut self,
+        key: &[u8],
+        bytes: &[u8],
+        now_ms: u64,
+        open: &mut dyn FnMut(MeshId) -> Result<Verified, record::Error>,
+    ) -> Result<Accepted, Refused> {
+        let result = self.try_put(key, bytes, now_ms, open);
         if let Err(reason) = result {
             let count = self.refused.entry(reason).or_default();
             *count = count.saturating_add(1);
@@ -116,14 +128,20 @@ impl Table {
         result
     }
 
-    fn try_put(&mut self, key: &[u8], bytes: &[u8], now_ms: u64) -> Result<Accepted, Refused> {
+    fn try_put(
+        &mut self,
+        key: &[u8],
+        bytes: &[u8],
+        now_ms: u64,
+        open: &mut dyn FnMut(MeshId) -> Result<Verified, record::Error>,
+    ) -> Result<Accepted, Refused> {
         let mesh = self.mesh.ok_or(Refused::NoMesh)?;
         self.expire(now_ms);
         // what is known is not verified again: republication to many peers repeats records
         if self.records.get(key).is_some_and(|stands| stands.bytes() == bytes) {
             return Ok(Accepted::Known);
         }
-        let new = record::open_at(key, bytes, mesh, now_ms)?;
+        let new = open(mesh)?.under(key)?;
         let stands = self.records.get(&new.key());
         let accepted = match stands {
             Some(stands) => may_replace(stands, &new).map(|()| Accepted::Newer)?,
