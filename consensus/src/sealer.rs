@@ -293,6 +293,8 @@ impl Bench {
             let more = keys.len() >= FOUND;
             self.remove(keys)?;
             if !more {
+                // a new replica of the group must never wake up over rows of this one
+                self.inner.kv.flush()?;
                 return Ok(true);
             }
             if self.stopping() {

@@ -9,7 +9,7 @@ use super::faults::Kind;
 use super::{Setup, Tally, run};
 
 /// Seeds that the tests run.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 300;
 
 fn small(seed: u64) -> Setup {
     Setup { fault_ms: 8_000, ..Setup::with_peers(seed, 4) }

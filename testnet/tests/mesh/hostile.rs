@@ -28,6 +28,8 @@ use crate::common::{Mesh, SOON, canal, mesh};
 
 /// A well-behaved client is served within this time while others misbehave: a debug build on a busy machine.
 const PROMPTLY: Duration = Duration::from_secs(20);
+/// A peer gives up a frame that was begun so long ago and has not come whole.
+const UNFINISHED: Duration = Duration::from_secs(40);
 const MIB: u64 = 1 << 20;
 
 /// Memory of a peer's process that is in RAM.
@@ -180,9 +182,11 @@ async fn wrong_words_are_answered_with_their_error_and_counted() {
         ("a million empty events", greeted(&ask(2, Ask::Publish(crowd))), Code::Malformed),
     ];
     let mut wanted = BTreeMap::<&str, u64>::new();
+    // all over one connection: of several the peer would end the older ones
+    let id = mesh.peer(0).unwrap().id().ok();
     for (what, bytes, code) in conversations {
         for name in ["client", "peer"] {
-            let mut stream = open(&mesh, &transport, name).await;
+            let mut stream = open_at(&mesh, &transport, id, name).await;
             let answers = answered::<Response>(&mut stream, &bytes, what == "half a frame").await;
             assert_eq!(code_of(answers.last()), Some(code), "{what}: {answers:?}");
             *wanted.entry(if code == Code::Malformed { "malformed" } else { "incompatible" }).or_default() += 1;
@@ -196,7 +200,7 @@ async fn wrong_words_are_answered_with_their_error_and_counted() {
         ("garbage behind the greeting", [framed(&subscribe), b"\x02\0\0\0\xff\xff".to_vec()].concat(), Code::Malformed),
     ];
     for (what, bytes, code) in subscriptions {
-        let mut stream = open(&mesh, &transport, "subscribe").await;
+        let mut stream = open_at(&mesh, &transport, id, "subscribe").await;
         let answers = answered::<Delivery>(&mut stream, &bytes, false).await;
         let Some(Content::Error(error)) = answers.last().and_then(|delivery| delivery.content.clone()) else {
             panic!("{what}: {answers:?}")
@@ -255,6 +259,7 @@ async fn verdict(stream: &mut BoxStream) -> RaftVerdict {
 async fn half_frames_take_no_more_than_their_room() {
     let (mesh, _, _) = victim().await;
     let before = resident(&mesh);
+    let began = Instant::now();
     // 384 MiB of frames that never end
     let transports: Vec<Libp2p> = (0..16).map(|_| Libp2p::new().unwrap()).collect();
     let mut half = u32::try_from(MAX_FRAME).unwrap().to_le_bytes().to_vec();
@@ -276,7 +281,8 @@ async fn half_frames_take_no_more_than_their_room() {
     assert_serves(&mesh).await;
     assert_grew_less("half frames of 384 MiB", before, resident(&mesh), 192 * MIB);
     let counts = refused(&mesh).await;
-    assert!(counts.get("busy") > Some(&0), "{counts:?}");
+    // (on a slow machine the first were given up before the last came, and there was room for all)
+    assert!(counts.get("busy") > Some(&0) || began.elapsed() > UNFINISHED, "{counts:?}");
     // and a frame that comes a byte at a time is not waited for
     until("a frame that does not end is given up", SOON, async || {
         let counts = refused(&mesh).await;

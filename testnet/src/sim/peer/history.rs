@@ -392,6 +392,8 @@ impl World {
             }
             Job::Clear { group } => {
                 self.clear_now(peer, group)?;
+                let rows = &mut self.peers[peer].disk.rows;
+                rows.flush(rows.written());
                 Report::Cleared { group }
             }
             Job::Sweep { groups, held } => Report::Swept { more: self.sweep(peer, &groups, held)? },
