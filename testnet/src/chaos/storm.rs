@@ -46,11 +46,16 @@ pub struct Made {
     pub silent: Option<(GroupId, Duration, Duration)>,
 }
 
+/// Links from one peer to another, and how they are.
+type Links = BTreeMap<(usize, usize), Quality>;
+
 /// What makes the faults.
 pub struct Storm<'a> {
     net: &'a Testnet,
     network: Option<Network>,
-    links: BTreeMap<(usize, usize), Quality>,
+    links: Links,
+    /// Links that are not as they should be, by the peer that the fault is at.
+    hit: Mutex<BTreeMap<usize, Links>>,
     shim: bool,
     admin: Client,
     groups: Vec<(String, GroupId)>,
@@ -90,6 +95,7 @@ impl<'a> Storm<'a> {
             net,
             network,
             links,
+            hit: Mutex::default(),
             shim,
             admin,
             groups,
@@ -219,28 +225,32 @@ impl<'a> Storm<'a> {
             What::Cut { inward, outward } => {
                 let cut = Quality { cut: true, ..Quality::default() };
                 let pairs = pairs(self.net.peers().len());
-                let mut hit = pairs.filter(|(from, to)| (inward && *to == number) || (outward && *from == number));
-                hit.try_for_each(|pair| self.set(pair, cut))?;
+                let hit = pairs.filter(|(from, to)| (inward && *to == number) || (outward && *from == number));
+                self.hit(number, hit.map(|pair| (pair, cut)).collect())?;
                 sleep(lasts).await;
+                self.mend(number)?;
             }
             What::Split => {
                 let count = self.net.peers().len();
                 let other = (number + 1 + usize::try_from(draw)? % (count - 1).max(1)) % count;
                 let inside = |at: usize| at == number || at == other;
                 let cut = Quality { cut: true, ..Quality::default() };
-                let mut hit = pairs(count).filter(|(from, to)| inside(*from) != inside(*to));
-                hit.try_for_each(|pair| self.set(pair, cut))?;
+                let hit = pairs(count).filter(|(from, to)| inside(*from) != inside(*to));
+                self.hit(number, hit.map(|pair| (pair, cut)).collect())?;
                 sleep(lasts).await;
+                self.mend(number)?;
             }
             What::SlowLink { delay_ms } => {
                 let delay_ms = f64::from(delay_ms);
                 let slow = |was: Quality| Quality { delay_ms, jitter_ms: delay_ms / 4.0, ..was };
                 self.change(number, slow)?;
                 sleep(lasts).await;
+                self.mend(number)?;
             }
             What::LossyLink { percent } => {
                 self.change(number, |was| Quality { loss: f64::from(percent) / 100.0, ..was })?;
                 sleep(lasts).await;
+                self.mend(number)?;
             }
             What::SlowDisk { ms } => {
                 peer.faults(&Faults { slow_sync_ms: ms, ..Faults::default() })?;
@@ -302,8 +312,25 @@ impl<'a> Storm<'a> {
 
     /// Changes all links of a peer.
     fn change(&self, number: usize, how: impl Fn(Quality) -> Quality) -> Result<()> {
-        let mut of = self.links.iter().filter(|((from, to), _)| *from == number || *to == number);
-        of.try_for_each(|(pair, was)| self.set(*pair, how(*was)))
+        let of = self.links.iter().filter(|((from, to), _)| *from == number || *to == number);
+        self.hit(number, of.map(|(pair, was)| (*pair, how(*was))).collect())
+    }
+
+    /// Changes links, until the fault at this peer is over.
+    fn hit(&self, number: usize, links: Links) -> Result<()> {
+        let set = links.iter().try_for_each(|(pair, quality)| self.set(*pair, *quality));
+        self.hit.lock().insert(number, links);
+        set
+    }
+
+    /// The fault of links at this peer is over; what another one does to the same links goes on.
+    fn mend(&self, number: usize) -> Result<()> {
+        let mut hit = self.hit.lock();
+        let over = hit.remove(&number).unwrap_or_default();
+        over.keys().try_for_each(|pair| {
+            let other = hit.values().find_map(|links| links.get(pair));
+            other.or_else(|| self.links.get(pair)).map_or(Ok(()), |quality| self.set(*pair, *quality))
+        })
     }
 
     /// Pins a group's replicas to as many peers as it has, chosen by the number.
@@ -369,6 +396,7 @@ impl<'a> Storm<'a> {
 
     /// Ends whatever is left of a round, and finds who has ended for no reason.
     async fn end_all(&self, faults: &[Fault]) {
+        self.hit.lock().clear();
         for (pair, quality) in &self.links {
             if let Err(error) = self.set(*pair, *quality) {
                 self.problem(format!("link {pair:?} could not be healed: {error:#}"));
