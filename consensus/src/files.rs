@@ -9,7 +9,7 @@
 //! synced on the way, so a crash may leave anything in it: it is checked when it is whole, and begun anew if it is wrong.
 //! Files that were being written here (`NUMBER.new`) are removed at the next opening.
 //!
-//! A file that is found damaged counts as not here from then on, and stays under its name until a whole one takes its
+//! A file that is found damaged, or gone, counts as not here from then on, and stays under its name until a whole one takes its
 //! place: it may be the only one there is, and most of it can be read.
 //!
 //! The names and sizes of all files are in memory, some 100 bytes each.
@@ -18,8 +18,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use canal_proto::ContentHash;
@@ -52,6 +52,10 @@ pub enum Error {
         /// What failed.
         source: io::Error,
     },
+    /// A sync failed, now or before. What was written may never get to the disk, and no later sync would say so: nothing
+    /// is written any more.
+    #[error("cannot sync the files: {0}; check the disk, then restart the peer")]
+    Unsynced(String),
     /// A file is not here.
     #[error("the file {0} is not here; get it from another replica")]
     Missing(ContentHash),
@@ -87,6 +91,8 @@ struct Shared {
     held: Mutex<Held>,
     indexes: Mutex<index::Cache>,
     next: AtomicU64,
+    /// The sync that failed.
+    unsynced: OnceLock<String>,
 }
 
 #[derive(Default)]
@@ -122,9 +128,19 @@ impl Files {
                 held.sizes.insert(hash, entry.metadata().map_err(at(&entry.path()))?.len());
             }
         }
-        let shared =
-            Shared { dir: dir.to_owned(), held: Mutex::new(held), indexes: Mutex::default(), next: AtomicU64::new(0) };
+        let shared = Shared {
+            dir: dir.to_owned(),
+            held: Mutex::new(held),
+            indexes: Mutex::default(),
+            next: AtomicU64::new(0),
+            unsynced: OnceLock::new(),
+        };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Nothing, as long as no sync has failed. When one has, the peer has to end.
+    pub fn trusted(&self) -> Result<(), Error> {
+        self.shared.unsynced.get().map_or(Ok(()), |reason| Err(Error::Unsynced(reason.clone())))
     }
 
     /// Stores these bytes; they are synced when it returns. What is here already is left as it is.
@@ -291,29 +307,43 @@ impl Files {
         let path = self.path(hash);
         match File::open(&path) {
             Ok(file) => Ok(Some((path, file))),
-            // removed meanwhile, or by somebody else
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // removed meanwhile; or by somebody else, and then it has to come back
+                let _ = self.damaged(*hash, "it is gone");
+                Ok(None)
+            }
             Err(error) => Err(at(&path)(error)),
         }
     }
 
     fn create(&self) -> Result<New, Error> {
+        self.trusted()?;
         let number = self.shared.next.fetch_add(1, Ordering::Relaxed);
         let path = self.shared.dir.join(format!("{number}.new"));
         let file = OpenOptions::new().write(true).create_new(true).open(&path).map_err(at(&path))?;
         Ok(New { files: self.clone(), path, file })
     }
 
-    /// Gives a synced file its name, for good.
-    fn name(&self, path: &Path, hash: ContentHash, size: u64) -> Result<(), Error> {
-        {
-            let mut held = self.shared.held.lock();
-            fs::rename(path, self.path(&hash)).map_err(at(path))?;
-            held.sizes.insert(hash, size);
-            held.untold.remove(&hash);
-            held.repaired += u64::from(held.damaged.remove(&hash).is_some());
-        }
-        sync_dir(&self.shared.dir)
+    /// Syncs a file that is written to the end, and gives it its name, for good.
+    fn keep(&self, file: &File, path: &Path, hash: ContentHash, size: u64) -> Result<(), Error> {
+        self.trusted()?;
+        self.synced(path, sync(file, path))?;
+        fs::rename(path, self.path(&hash)).map_err(at(path))?;
+        self.synced(&self.path(&hash), sync_dir(&self.shared.dir))?;
+        let mut held = self.shared.held.lock();
+        held.sizes.insert(hash, size);
+        held.untold.remove(&hash);
+        held.repaired += u64::from(held.damaged.remove(&hash).is_some());
+        Ok(())
+    }
+
+    /// A failed sync is the last. What it was for goes: read from memory, it would look as if it were on disk.
+    fn synced(&self, path: &Path, result: Result<(), Error>) -> Result<(), Error> {
+        result.map_err(|error| {
+            let reason = self.shared.unsynced.get_or_init(|| error.to_string()).clone();
+            let _ = fs::remove_file(path);
+            Error::Unsynced(reason)
+        })
     }
 }
 
@@ -327,8 +357,7 @@ struct New {
 impl New {
     /// Syncs it and gives it its name.
     fn keep(self, hash: ContentHash, size: u64) -> Result<(), Error> {
-        self.file.sync_all().map_err(at(&self.path))?;
-        self.files.name(&self.path, hash, size)
+        self.files.keep(&self.file, &self.path, hash, size)
     }
 }
 
@@ -342,6 +371,12 @@ impl Drop for New {
 fn at(path: &Path) -> impl Fn(io::Error) -> Error + use<> {
     let path = path.to_owned();
     move |source| Error::Io { path: path.clone(), source }
+}
+
+fn sync(file: &File, path: &Path) -> Result<(), Error> {
+    #[cfg(test)]
+    crate::log_store::faults::sync(path).map_err(at(path))?;
+    file.sync_all().map_err(at(path))
 }
 
 fn sync_dir(dir: &Path) -> Result<(), Error> {

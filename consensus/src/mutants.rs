@@ -24,6 +24,8 @@ pub enum Mutant {
     CutsUnflushed,
     /// A retry is only recognised while its producer's last event is the newest of the topic.
     ShortMemory,
+    /// An outcome is applied also when what its run read has changed since.
+    ReadsUnchecked,
 }
 
 thread_local! {

@@ -236,6 +236,12 @@ impl Worker {
             tracing::error!(%error, "the stores of this peer failed; its groups stop and no longer vote");
             self.inner.failed.send_replace(Some(error));
         }
+        for (_, (_, waiter)) in self.waiters.drain() {
+            if let Waiter::Client(responder) = waiter {
+                // it may be in the log, and on its way to the others: whoever must not do it twice has to know
+                let _ = responder.send(Err(Refused::Uncertain));
+            }
+        }
         let Self { inner, requests, pool, transfer, flusher, scrub, .. } = self;
         // nobody listens any more, so the other threads end with what they do at the moment
         drop(requests);

@@ -27,6 +27,7 @@ struct Open {
 
 impl Partial {
     pub(super) fn open(files: Files, piece: &Piece) -> Result<Self, Error> {
+        files.trusted()?;
         let hash = ContentHash::from_slice(&piece.hash).map_err(|_| Error::Unfit("its hash has not 32 bytes"))?;
         let shared = files.shared.clone();
         let mut partial = Self { files, hash, size: piece.size, next: piece.size, open: None };
@@ -88,10 +89,7 @@ impl Partial {
         }
         let Some(open) = self.open.take() else { return Ok(()) };
         let done = if open.hasher.finalize() == blake3::Hash::from(self.hash.0) {
-            open.file
-                .sync_all()
-                .map_err(at(&open.path))
-                .and_then(|()| self.files.name(&open.path, self.hash, self.size))
+            self.files.keep(&open.file, &open.path, self.hash, self.size)
         } else {
             fs::remove_file(&open.path).map_err(at(&open.path)).and(Err(Error::Mismatch(self.hash)))
         };

@@ -9,6 +9,7 @@ use prost::Message as _;
 use tempfile::TempDir;
 
 use super::*;
+use crate::log_store::faults;
 
 const TOPIC: TopicId = TopicId(7);
 
@@ -143,6 +144,53 @@ fn damage_is_found_and_told() {
     assert_eq!(files.take_damaged(), []);
     files.put(b"content").unwrap();
     assert_eq!(files.whole(&hash).unwrap().unwrap(), "content");
+}
+
+#[test]
+fn a_file_that_somebody_takes_away_is_damage_too() {
+    let (dir, files) = files();
+    let path = |hash: &ContentHash| dir.path().join("files").join(hash.to_string());
+    let hash = hash_of(&files.put(b"content").unwrap());
+    fs::remove_file(path(&hash)).unwrap();
+    assert!(files.contains(&hash), "nobody has looked yet");
+    assert_eq!(files.read(&hash, 0, 7).unwrap(), None);
+    assert!(!files.contains(&hash));
+    assert_eq!(files.take_damaged(), [hash]);
+    files.put(b"content").unwrap();
+    assert_eq!(files.whole(&hash).unwrap().unwrap(), "content");
+    assert_eq!(files.found_and_repaired(), (1, 1));
+
+    let removed = hash_of(&files.put(b"removed").unwrap());
+    files.remove(&removed).unwrap();
+    assert!(matches!(files.check(&removed), Err(Error::Missing(_))));
+    assert_eq!(files.take_damaged(), [], "it was not wanted any more");
+}
+
+#[test]
+fn a_sync_that_fails_is_the_last_one() {
+    let (dir, files) = files();
+    let kept = hash_of(&files.put(b"kept").unwrap());
+    let piece = Piece { hash: ContentHash::of(b"received").to_vec().into(), size: 8 };
+    let mut partial = files.receive(&piece).unwrap();
+    partial.write(b"received").unwrap();
+    let path = dir.path().join("files");
+    faults::fail_syncs(&path, true);
+    let failed = partial.finish().unwrap_err();
+    assert!(matches!(failed, Error::Unsynced(_)) && failed.to_string().contains("restart the peer"), "{failed}");
+    faults::forget(&path);
+    // the disk works again: what it took to be written is not asked for a second time, and nothing else is believed
+    assert_eq!(names(&dir), [kept.to_string()]);
+    assert!(!files.contains(&hash_of(&piece)));
+    assert!(matches!(files.receive(&piece), Err(Error::Unsynced(_))));
+    assert!(matches!(files.put(b"new"), Err(Error::Unsynced(_))));
+    assert!(matches!(files.trusted(), Err(Error::Unsynced(_))));
+    assert_eq!(files.whole(&kept).unwrap().unwrap(), "kept");
+    drop(files);
+    let files = Files::open(&path).unwrap();
+    let mut partial = files.receive(&piece).unwrap();
+    assert_eq!(partial.next(), 0, "it is received from the beginning");
+    partial.write(b"received").unwrap();
+    partial.finish().unwrap();
 }
 
 fn stored(offset: u64, payload: impl Into<Bytes>) -> Stored {

@@ -36,6 +36,7 @@ fn is_aligned(path: &Path) -> Result<bool> {
 /// A file system that keeps the mark.
 pub(super) struct Watched<S: FileSystem> {
     plain: S,
+    dir: PathBuf,
     marks: Arc<Mutex<Marks<S::Handle>>>,
 }
 
@@ -89,7 +90,7 @@ impl<S: FileSystem> Watched<S> {
             }
         }
         let marks = Marks { note, mark: opening, opening: Some(opening), damage: None, ends: BTreeMap::new() };
-        Ok(Ok(Self { plain, marks: Arc::new(Mutex::new(marks)) }))
+        Ok(Ok(Self { plain, dir: dir.to_owned(), marks: Arc::new(Mutex::new(marks)) }))
     }
 
     /// What was found that kept the log from being opened.
@@ -98,10 +99,10 @@ impl<S: FileSystem> Watched<S> {
     }
 
     /// The log is open, with these files. What recovery has read may never have been synced (the process died between the
-    /// write and its sync), and is acted upon from now on: so it is synced first.
+    /// write and its sync, or that sync failed), and is acted upon from now on: so it is written again and synced first.
     pub(super) fn opened(&self) -> Result<()> {
         let mut marks = self.marks.lock();
-        marks.opening = None;
+        let noted = marks.opening.take().unwrap_or_default();
         for queue in [Queue::Append, Queue::Rewrite] {
             let numbers = marks.ends.keys().filter(|(of, _)| *of == queue).map(|(_, number)| *number).rev();
             // those before a gap were cleared, and are left to be used again
@@ -112,16 +113,35 @@ impl<S: FileSystem> Watched<S> {
             }) else {
                 continue;
             };
-            let Some(end) = marks.ends.get_mut(&(queue, last)) else { continue };
-            end.plain.sync()?;
-            (end.synced, end.syncs) = (end.written, 1);
-            let end = end.synced;
+            let noted = noted.span(queue);
+            for number in noted.last.max(first)..=last {
+                let Some(end) = marks.ends.get_mut(&(queue, number)) else { continue };
+                let from = if number == noted.last { noted.end } else { 0 };
+                self.write_again((queue, number), from, end.written)?;
+                (end.synced, end.syncs) = (end.written, 1);
+            }
+            let end = marks.ends.get(&(queue, last)).map_or(0, |end| end.synced);
             *marks.mark.of(queue) = mark::Span { first, last, end };
             marks.ends.retain(|(of, number), _| *of != queue || *number >= last);
         }
         let mark = marks.mark;
         marks.note.write(&mark)?;
         marks.note.sync()
+    }
+
+    /// Writes bytes of a file as they stand there, and syncs it. After a sync that failed, the system takes what it has in
+    /// memory for what is on disk, and a later sync does nothing about it.
+    fn write_again(&self, file: (Queue, u64), from: u64, to: u64) -> Result<()> {
+        let path = self.dir.join(mark::name(file.0, file.1));
+        // recovery may have it open for reading only
+        let file = Arc::new(self.plain.open(&path, Permission::ReadWrite)?);
+        let mut reader = self.plain.new_reader(file.clone())?;
+        let mut writer = self.plain.new_writer(file.clone())?;
+        reader.seek(SeekFrom::Start(from))?;
+        writer.seek(SeekFrom::Start(from))?;
+        std::io::copy(&mut reader.take(to.saturating_sub(from)), &mut writer)?;
+        writer.flush()?;
+        file.sync()
     }
 
     /// Syncs the files that are written to, and the note.

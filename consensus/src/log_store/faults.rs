@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Error, Result, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,6 +42,38 @@ pub struct Recorded {
     pub flights: Vec<Flight>,
     /// The note of how far the log is synced, as often as it was written since it was synced.
     pub notes: Vec<Vec<u8>>,
+    /// Bytes that a sync did not get to the disk: no later one does, unless they are written again.
+    lost: BTreeMap<String, Range<usize>>,
+}
+
+impl Recorded {
+    /// What is on disk of a file when a sync has worked.
+    fn synced(&self, name: &str, written: &[u8]) -> Vec<u8> {
+        let mut content = written.to_vec();
+        let before = self.synced.get(name).map(|before| before.as_slice()).unwrap_or_default();
+        for at in self.lost.get(name).cloned().unwrap_or_default() {
+            if let Some(byte) = content.get_mut(at) {
+                *byte = before.get(at).copied().unwrap_or_default();
+            }
+        }
+        content
+    }
+
+    /// A sync has failed.
+    fn lose(&mut self, name: &str, written: &[u8]) {
+        let before = self.synced.get(name).map(|before| before.as_slice()).unwrap_or_default();
+        let same = written.iter().zip(before).take_while(|(new, old)| new == old).count();
+        let lost = self.lost.entry(name.to_owned()).or_insert(same..same);
+        *lost = lost.start.min(same)..lost.end.max(written.len());
+    }
+
+    /// Bytes are written, maybe again.
+    fn wrote(&mut self, name: &str, at: Range<usize>) {
+        let Some(lost) = self.lost.get_mut(name) else { return };
+        if at.start <= lost.start && lost.start < at.end {
+            lost.start = at.end.min(lost.end);
+        }
+    }
 }
 
 /// A moment right before a sync.
@@ -68,6 +101,14 @@ pub fn fail_syncs(dir: &Path, fail: bool) {
     DISKS.lock().entry(dir.to_owned()).or_default().fail_syncs = fail;
 }
 
+/// Fails if syncs in the directory of `path` do; for files that are none of the log's.
+pub fn sync(path: &Path) -> Result<()> {
+    match with(path, |disk| disk.fail_syncs) {
+        Some(true) => Err(Error::from_raw_os_error(EIO)),
+        _ => Ok(()),
+    }
+}
+
 /// Leaves the disk of the log in `dir` room for so many more bytes, or for any number.
 pub fn leave_room(dir: &Path, bytes: Option<u64>) {
     DISKS.lock().entry(dir.to_owned()).or_default().room = bytes;
@@ -86,6 +127,13 @@ pub fn recorded(dir: &Path) -> Recorded {
     recorded.removed.clear();
     recorded.flights.clear();
     copy
+}
+
+/// The disk of the log in `from` has it in `to` from now on, and works.
+pub fn goes_on_in(from: &Path, to: &Path) {
+    let mut disks = DISKS.lock();
+    let disk = disks.remove(from).unwrap_or_default();
+    disks.insert(to.to_owned(), Disk { recorded: disk.recorded, ..Disk::default() });
 }
 
 /// Forgets all of a directory's faults.
@@ -150,6 +198,11 @@ impl Handle for File {
                 let (synced, notes) = (recorded.synced.clone(), recorded.notes.clone());
                 recorded.flights.push(Flight { synced, name: name.clone(), written: written.clone(), notes });
             }
+            if disk.fail_syncs
+                && let Some(recorded) = &mut disk.recorded
+            {
+                recorded.lose(&name, &written);
+            }
             disk.fail_syncs
         });
         if fails == Some(true) {
@@ -158,7 +211,8 @@ impl Handle for File {
         self.plain.sync()?;
         with(&self.path, |disk| {
             if let Some(recorded) = &mut disk.recorded {
-                recorded.synced.insert(name.clone(), written.clone());
+                let content = recorded.synced(&name, &written);
+                recorded.synced.insert(name.clone(), Arc::new(content));
             }
         });
         if durable.exists() {
@@ -186,7 +240,14 @@ impl Write for Writer {
         if length == 0 && !bytes.is_empty() {
             return Err(Error::from_raw_os_error(ENOSPC));
         }
-        self.plain.write(bytes.get(..length).unwrap_or_default())
+        let at = usize::try_from(self.plain.stream_position()?).unwrap_or(usize::MAX);
+        let length = self.plain.write(bytes.get(..length).unwrap_or_default())?;
+        with(&self.path, |disk| {
+            if let Some(recorded) = &mut disk.recorded {
+                recorded.wrote(&name_of(&self.path), at..at.saturating_add(length));
+            }
+        });
+        Ok(length)
     }
 
     fn flush(&mut self) -> Result<()> {

@@ -35,6 +35,7 @@ impl Worker {
         if lost {
             self.sweep.get_or_insert(now);
         }
+        self.inner.files.trusted()?;
         self.find_damaged()?;
         self.find_unreadable();
         self.notice_mended();

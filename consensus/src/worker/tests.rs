@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::path::Path;
+use std::time::Duration;
 
-use crate::Error;
+use canal_proto::log::{Kind, StateOp, StateWrite};
+
 use crate::log_store::faults;
+use crate::{Error, History, Refused};
 
 #[path = "../../tests/support/mesh.rs"]
 mod mesh;
@@ -150,6 +153,49 @@ async fn a_leader_whose_sync_fails_is_followed_by_another_and_nothing_acknowledg
         }
         mesh.settled().await;
         (1..=3).filter(|n| *n != leader).for_each(|n| mesh.assert_holds(n, 40));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_others_may_have_when_the_sync_fails_is_uncertain() {
+    within(async {
+        let mut mesh = Mesh::of_three().await;
+        let leader = mesh.leader().await;
+        faults::fail_syncs(&mesh.dir(leader).join("log"), true);
+        let row = StateOp { key: "row".into(), value: Some("value".into()) };
+        let write = Kind::StateWrite(StateWrite { bucket: "bucket".into(), ops: vec![row] });
+        // whoever is told that it was not done, does it again: over what others have written meanwhile
+        let written = mesh.group(leader).propose(write).await;
+        assert!(matches!(written, Err(Error::Refused(Refused::Uncertain))), "{written:?}");
+        mesh.stop(&[leader]);
+        mesh.publish(1).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_whose_files_can_not_be_synced_ends() {
+    within(async {
+        let often = History { seal_entries: 20, flush: Duration::from_millis(60), ..History::default() };
+        let mut mesh = Mesh::of_three_with(3, often).await;
+        let (failing, _) = mesh.followers().await;
+        faults::fail_syncs(&mesh.dir(failing).join("files"), true);
+        for sequence in 1..=60 {
+            mesh.publish(sequence).await;
+        }
+        let reason = mesh.handle(failing).failed().await;
+        assert!(reason.contains("cannot sync the files") && reason.contains("restart the peer"), "{reason}");
+        mesh.stop(&[failing]);
+        for sequence in 61..=80 {
+            mesh.publish(sequence).await;
+        }
+        // it makes the segments anew
+        faults::forget(&mesh.dir(failing).join("files"));
+        mesh.start_on_a_copy(failing);
+        mesh.publish(81).await;
+        mesh.settled().await;
+        (1..=3).for_each(|n| mesh.assert_holds(n, 81));
     })
     .await;
 }

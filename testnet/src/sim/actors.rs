@@ -20,7 +20,7 @@ mod durable;
 mod fake;
 mod finder;
 mod producer;
-mod register;
+pub mod register;
 mod subscriber;
 
 use producer::{Pace, Producer};

@@ -94,8 +94,8 @@ pub enum Refused {
     /// This replica does not lead: it has not taken effect here, and never will.
     #[error("not the leader")]
     NotLeader,
-    /// This replica led when it proposed this, and does not any more: it may take effect yet, or have done so.
-    #[error("leadership was lost meanwhile: it may or may not have taken effect")]
+    /// This replica led when it proposed this, and does not any more, or has stopped: it may take effect yet, or have done so.
+    #[error("the replica that proposed it leads no more: it may or may not have taken effect")]
     Uncertain,
     /// Too much waits to be committed.
     #[error("too much waits to be committed; try again")]

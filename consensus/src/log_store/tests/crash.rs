@@ -464,6 +464,31 @@ fn what_opening_reads_is_synced_before_anybody_acts_upon_it() {
     assert_eq!(open(&faults::durable(&dir)).load(GROUP).unwrap().unwrap().last, 4, "after a loss of power");
 }
 
+/// After a sync that failed, what was written is in the system's memory, and never gets to the disk by itself.
+#[test]
+fn what_opening_reads_after_a_failed_sync_is_on_disk_before_anybody_acts_upon_it() {
+    let dir = in_memory();
+    faults::record(dir.path());
+    let store = LogStore::open(dir.path(), options()).unwrap();
+    store.write(&[append(GROUP, entries(1..3, 1))], true).unwrap();
+    faults::fail_syncs(dir.path(), true);
+    store.write(&[append(GROUP, entries(3..5, 1))], true).unwrap_err();
+    // the process starts again, on what the system's memory has (this one still holds the directory)
+    let image = crash_image(dir.path());
+    faults::goes_on_in(dir.path(), image.path());
+    let before = lay_out(&faults::recorded(image.path()).synced);
+    assert_eq!(
+        open(before.path()).load(GROUP).unwrap().unwrap().last,
+        2,
+        "what a loss of power leaves before the start"
+    );
+    let store = LogStore::open(image.path(), options()).unwrap();
+    assert_eq!(store.load(GROUP).unwrap().unwrap().last, 4);
+    let after = lay_out(&faults::recorded(image.path()).synced);
+    assert_eq!(open(after.path()).load(GROUP).unwrap().unwrap().last, 4, "what a loss of power leaves after it");
+    faults::forget(image.path());
+}
+
 #[test]
 fn a_full_disk_stops_the_log_and_loses_nothing() {
     for room in [0, 1, 100, 700, 2000, 5000] {

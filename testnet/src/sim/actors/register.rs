@@ -25,7 +25,7 @@ use crate::sim::seen::Seen;
 /// The bucket that the rows are in.
 pub const BUCKET: &str = "registers";
 /// Rows: few, so that clients meet.
-const KEYS: usize = 2;
+pub const KEYS: usize = 2;
 /// How long an answer is waited for.
 const CALL_MS: u64 = 8_000;
 /// Milliseconds between two operations of a busy client, at most: what clients do at once decides how hard it is to check.

@@ -16,7 +16,7 @@ use canal_proto::{GroupId, TopicId, TriggerId};
 
 use super::ensure;
 use super::read::{row, topic, voters};
-use crate::sim::rooms::spec::{COPY, COUNT, COUNT_BUCKET};
+use crate::sim::rooms::spec::{COPY, COUNT, COUNT_BUCKET, TOUCH};
 use crate::sim::seen::{Invariant, Look, Replica, Seen};
 use crate::sim::setup::{DEAD, IN_A, IN_B, LOGS, OUT, OUT_A, WORK, logs_topic};
 
@@ -128,6 +128,9 @@ impl Invariant for EffectOnce {
                 ensure(times == 1, || format!("event {offset} of topic {id} was counted {times} times"))?;
                 counted.insert(format!("count:{of}:{offset}").into_bytes());
             }
+            if id == IN_A {
+                is_through(replica, TOUCH, id, row.next)?;
+            }
             if id == IN_B {
                 is_through(replica, COPY, id, row.next)?;
                 let copies = (0..row.next).filter(|offset| !offset.is_multiple_of(ALWAYS_FAILS));
@@ -190,7 +193,9 @@ mod tests {
                     Stored { offset, event, ..Stored::default() }
                 };
                 fake.fill(WORK, DEAD.0, (0..).zip(&self.dead).map(dead).collect());
-                for (trigger, id, low) in [(COUNT, IN_A, 1), (COUNT, IN_B, self.low), (COPY, IN_B, 52)] {
+                for (trigger, id, low) in
+                    [(COUNT, IN_A, 1), (TOUCH, IN_A, 1), (COUNT, IN_B, self.low), (COPY, IN_B, 52)]
+                {
                     fake.put(Keys(WORK).cursor(TriggerId(trigger), id), &Cursor::new(trigger, id.0, low));
                 }
                 let mut row = |key: String, value: u64| {

@@ -118,6 +118,12 @@ pub const ALL: &[Bug] = &[
         Place::Driver(Driver::SnapshotAckedEarly),
         &[Kind::Crash, Kind::LostRows, Kind::CrashInInstall],
     ),
+    bug(
+        "reads-unchecked",
+        "effects stand although what the run read has changed since",
+        Place::Consensus(Consensus::ReadsUnchecked),
+        &[Kind::Delay],
+    ),
 ];
 
 thread_local! {

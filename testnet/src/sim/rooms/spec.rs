@@ -14,6 +14,7 @@ use canal_proto::{ContentHash, GroupId};
 
 use super::Place;
 use super::timer::Timer;
+use crate::sim::actors::register;
 use crate::sim::around::{Actor, Answer, Around, Failed, Machine, Token};
 use crate::sim::dht::Identities;
 use crate::sim::setup::{self, GroupPlan, Wish};
@@ -24,6 +25,8 @@ const LOOK_MS: u64 = 300;
 pub const COUNT: u64 = 101;
 /// The trigger that copies events to another group.
 pub const COPY: u64 = 102;
+/// The trigger that writes rows of clients again as it has read them.
+pub const TOUCH: u64 = 103;
 /// Rows of `count`.
 pub const COUNT_BUCKET: &str = "count";
 /// Rows of `copy`.
@@ -147,7 +150,11 @@ fn triggers() -> Vec<TriggerSpec> {
         limits: FunctionLimits::default(),
         dead: Target { topic: setup::DEAD.0, group: setup::WORK.0, name: "$dead/work".into() },
     };
-    vec![trigger(COUNT, "count", "in/+", COUNT_BUCKET), trigger(COPY, "copy", "in/b", COPY_BUCKET)]
+    vec![
+        trigger(COUNT, "count", "in/+", COUNT_BUCKET),
+        trigger(COPY, "copy", "in/b", COPY_BUCKET),
+        trigger(TOUCH, "touch", "in/a", register::BUCKET),
+    ]
 }
 
 /// Brings a group the newest version of its spec, for as long as it is led here.
@@ -215,7 +222,7 @@ mod tests {
         room.wake(&mut world);
         let Kind::Spec(spec) = world.here.proposed.remove(0).1 else { panic!("not a spec") };
         assert!(world.here.proposed.is_empty());
-        assert_eq!((spec.version, spec.topics.len(), spec.triggers.len()), (1, 3, 2));
+        assert_eq!((spec.version, spec.topics.len(), spec.triggers.len()), (1, 3, 3));
         world.here.status.spec = std::sync::Arc::new(spec);
         room.proposed(1, Ok(Reply::Done), &mut world);
         room.wake(&mut world);

@@ -3,7 +3,8 @@
 //! `count` adds 1 to the row `count/TOPIC` of its bucket, writes to the row `seen/TOPIC/OFFSET` how many times it was
 //! written, and emits `count:TOPIC:OFFSET` to `out/a`. `copy` emits `copy:TOPIC:OFFSET` to `logs`, and keeps the offsets that
 //! it copied lately in [`LATEST`] rows, which it reads as a range; it fails the first time where the offset is divisible by
-//! [`RETRIED`], and always where it is divisible by [`FAILING`].
+//! [`RETRIED`], and always where it is divisible by [`FAILING`]. `touch` reads one of the rows that clients write, and writes
+//! what it has read: a client that has written meanwhile must not find its value gone.
 
 use bytes::Bytes;
 use canal_consensus::core::keys::{Keys, end_of};
@@ -14,6 +15,7 @@ use canal_proto::log::{StateOp, Status, Target};
 use canal_triggers::core::state::{self, Reads, Seen};
 use canal_triggers::core::{Run, RunResult};
 
+use crate::sim::actors::register;
 use crate::sim::rooms::spec;
 use crate::sim::setup;
 
@@ -55,23 +57,26 @@ pub struct Running {
     run: Run,
     start_ms: u64,
     reads: Reads,
-    /// The number in the row that was read first.
-    number: u64,
+    /// What is in the row that was read first.
+    first: Option<Bytes>,
     unavailable: bool,
 }
 
 impl Running {
     /// A run that can't be tried.
     pub fn unavailable(run: Run, start_ms: u64) -> Self {
-        Self { run, start_ms, reads: Reads::default(), number: 0, unavailable: true }
+        Self { run, start_ms, reads: Reads::default(), first: None, unavailable: true }
     }
 
     /// Begins a run: it reads the first of its rows.
     pub fn begin(run: Run, start_ms: u64, rows: &Rows<'_>) -> Self {
-        let mut running = Self { run, start_ms, reads: Reads::default(), number: 0, unavailable: false };
-        if running.run.trigger.info.id == spec::COUNT {
-            running.number = running.number(rows, &count_key(running.run.topic.id));
-        }
+        let mut running = Self { run, start_ms, reads: Reads::default(), first: None, unavailable: false };
+        let first = match running.run.trigger.info.id {
+            spec::COUNT => Some(count_key(running.run.topic.id)),
+            spec::TOUCH => Some(touched_key(running.run.event.offset)),
+            _ => None,
+        };
+        running.first = first.and_then(|key| running.value(rows, &key));
         running
     }
 
@@ -90,12 +95,17 @@ impl Running {
         let result = match self.run.trigger.info.id {
             spec::COUNT => {
                 let seen = seen_key(topic, offset);
-                let times = self.number(rows, &seen);
+                let times = number(self.value(rows, &seen));
+                let count = number(self.first.take());
                 let write = |key, number: u64| StateOp { key, value: Some(number.to_string().into()) };
-                let writes = vec![write(count_key(topic), self.number + 1), write(seen, times + 1)];
+                let writes = vec![write(count_key(topic), count + 1), write(seen, times + 1)];
                 let target = Target { topic: setup::OUT_A.0, group: setup::OUT.0, name: "out/a".into() };
                 let emits = vec![(target, Event::new(format!("count:{topic}:{offset}")))];
                 RunResult { writes, emits, ..result }
+            }
+            spec::TOUCH => {
+                let write = |value| StateOp { key: touched_key(offset), value: Some(value) };
+                RunResult { writes: self.first.take().map(write).into_iter().collect(), ..result }
             }
             _ if offset.is_multiple_of(FAILING) => failed(result, "it always fails here"),
             _ if offset.is_multiple_of(RETRIED) && self.run.attempt == 1 => failed(result, "it fails here at first"),
@@ -113,18 +123,16 @@ impl Running {
         RunResult { reads, scans, unavailable: self.unavailable, ..result }
     }
 
-    /// The number in a row: 0 when there is none.
-    fn number(&mut self, rows: &Rows<'_>, key: &str) -> u64 {
+    fn value(&mut self, rows: &Rows<'_>, key: &str) -> Option<Bytes> {
         let value = state::row(&self.run.overlay, key, || rows.get(&self.run.bucket, key));
-        match value.as_ref().map(|value| (value, self.reads.compare(key, value.as_deref()))) {
-            Ok((value, Seen::New | Seen::Same)) => {
+        match value.map(|value| (self.reads.compare(key, value.as_deref()), value)) {
+            Ok((Seen::New | Seen::Same, value)) => {
                 self.reads.note(key, value.as_deref());
-                let text = value.as_ref().map(|value| String::from_utf8_lossy(value).into_owned());
-                text.and_then(|text| text.parse().ok()).unwrap_or_default()
+                value
             }
-            Ok((_, Seen::Changed)) | Err(_) => {
+            Ok((Seen::Changed, _)) | Err(_) => {
                 self.unavailable = true;
-                0
+                None
             }
         }
     }
@@ -140,6 +148,17 @@ impl Running {
 
 fn failed(result: RunResult, error: &str) -> RunResult {
     RunResult { status: Status::Error, error: error.into(), ..result }
+}
+
+/// The number in a row: 0 when there is none.
+fn number(value: Option<Bytes>) -> u64 {
+    let text = value.map(|value| String::from_utf8_lossy(&value).into_owned());
+    text.and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+/// The row that `touch` writes again.
+fn touched_key(offset: u64) -> String {
+    (offset % register::KEYS as u64).to_string()
 }
 
 /// The row of how many events `count` has counted in a topic.
