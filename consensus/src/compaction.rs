@@ -24,6 +24,11 @@ const STILL_WANTED: Duration = Duration::from_secs(2);
 /// Wait after work on a group's files failed: the disk may be full, or the other replicas away.
 const AFTER_FAILURE: Duration = Duration::from_secs(5);
 
+/// How long what was fetched of a snapshot is kept while its leader is away, or offers none.
+const KEEP_PART: Duration = Duration::from_hours(6);
+/// Seals in a row that are not taken, before it is told: one is, now and then, when a topic comes or goes.
+const TELL_REFUSED: u32 = 4;
+
 /// What the files threads do for a group; one thing at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Work {
@@ -129,12 +134,16 @@ pub struct History {
     pub work: Option<Work>,
     /// Files of a seal that was proposed here, and has not come to anything yet.
     pub proposed: Option<Vec<Segment>>,
+    /// Seals in a row that were not taken.
+    pub refused: u32,
     /// When a snapshot was asked for last that could not be begun.
     pub wanted: Option<Instant>,
     /// The snapshot that is handed out.
     pub prepared: Option<Prepared>,
     /// The snapshot that is fetched.
     pub offered: Option<Offered>,
+    /// The snapshot that was not fetched to its end, and when it was given up.
+    pub part: Option<(Manifest, Instant)>,
     /// The snapshot that is taken over, with what its record names.
     pub installing: Option<(Install, Manifest)>,
     /// Segments are being fetched; the number of the task.
@@ -247,9 +256,35 @@ impl History {
     }
 
     /// Begins to make a seal, up to this index.
-    pub fn begin_seal(&mut self, first: u64, applied: u64) -> u64 {
+    pub fn begin_seal(&mut self, status: &Status) -> u64 {
         self.work = Some(Work::Seal);
-        sealing::reach(self.sealed.max(first.saturating_sub(1)), applied)
+        let sealed = self.sealed.max(status.first.saturating_sub(1));
+        sealing::reach(sealed, status.applied, unsealed(status, self.sealed))
+    }
+
+    /// A seal that is being made, or was proposed, goes on from where the topics stood when it was begun: until it stands, no
+    /// event behind that may go.
+    pub fn is_sealing(&self) -> bool {
+        self.work == Some(Work::Seal) || self.proposed.is_some()
+    }
+
+    /// A seal that was proposed has come to something. Says how often in a row none was taken, at each of some numbers that
+    /// somebody should know of.
+    pub fn seal_ended(&mut self, taken: bool) -> Option<u32> {
+        self.proposed = None;
+        self.refused = if taken { 0 } else { self.refused.saturating_add(1) };
+        (self.refused >= TELL_REFUSED && self.refused.is_power_of_two()).then_some(self.refused)
+    }
+
+    /// A snapshot could not be fetched to its end. What there is of it is kept for the next one, which mostly names the same
+    /// files.
+    pub fn interrupted(&mut self, offered: Offered, now: Instant) {
+        self.part = Some((offered.manifest, now));
+    }
+
+    /// Whether files of a snapshot that nobody has offered again for long need not be kept any more.
+    pub fn let_go_of_part(&mut self, now: Instant) -> bool {
+        self.part.take_if(|(_, since)| now.saturating_duration_since(*since) >= KEEP_PART).is_some()
     }
 
     /// Begins to remove rows that nobody needs any more, of events up to this index.
@@ -300,6 +335,7 @@ impl History {
         let manifests = [
             self.prepared.as_ref().map(|prepared| &prepared.manifest),
             self.offered.as_ref().map(|offered| &offered.manifest),
+            self.part.as_ref().map(|(manifest, _)| manifest),
             self.installing.as_ref().map(|(_, manifest)| manifest),
         ];
         let pieces =
@@ -395,6 +431,30 @@ mod tests {
         history.made(1, Vec::new(), false);
         history.proposed = None;
         assert_eq!(history.holds().count(), 0);
+    }
+
+    #[test]
+    fn what_was_fetched_of_a_snapshot_is_kept_for_a_while() {
+        let mut history = History::default();
+        let now = Instant::now();
+        let manifest = Manifest { rows: vec![Piece { hash: vec![3; 32].into(), size: 1 }], ..Manifest::default() };
+        let offered = Offered { from: PeerId::from_public_key([1; 32]), message: Box::default(), manifest, number: 1 };
+        history.interrupted(offered, now);
+        assert_eq!(history.holds().map(|hash| hash.0[0]).collect::<Vec<_>>(), [3]);
+        assert!(!history.let_go_of_part(now + KEEP_PART / 2));
+        assert!(history.let_go_of_part(now + KEEP_PART) && history.holds().count() == 0);
+        assert!(!history.let_go_of_part(now + KEEP_PART));
+    }
+
+    #[test]
+    fn seals_that_are_refused_again_and_again_are_told() {
+        let mut history = History { proposed: Some(Vec::new()), ..History::default() };
+        assert!(history.is_sealing());
+        let told: Vec<u32> = (0..20).filter_map(|_| history.seal_ended(false)).collect();
+        assert_eq!(told, [4, 8, 16]);
+        assert!(!history.is_sealing());
+        assert_eq!(history.seal_ended(true), None);
+        assert_eq!((0..3).filter_map(|_| history.seal_ended(false)).count(), 0);
     }
 
     #[test]

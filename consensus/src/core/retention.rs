@@ -201,6 +201,17 @@ pub fn decide(
     Ok(Decision { trim, held_by })
 }
 
+impl Decision {
+    /// The same, but nothing goes that is not in segments.
+    pub fn in_segments(mut self, row: &Topic) -> Self {
+        if let Some(trim) = &mut self.trim {
+            trim.before = trim.before.min(row.sealed);
+        }
+        self.trim.take_if(|trim| trim.before <= row.oldest);
+        self
+    }
+}
+
 struct InRows<'a, T> {
     kv: &'a dyn Kv,
     group: GroupId,

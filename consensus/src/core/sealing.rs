@@ -19,6 +19,8 @@ use super::txn::decode;
 pub const SEAL_BYTES: u64 = 16 << 20;
 /// Entries after which a group is sealed: the log store holds an index of live entries in memory.
 pub const SEAL_ENTRIES: u64 = 65_536;
+/// Bytes of entries that one seal takes: a segment holds less than twice as much of one topic.
+pub const REACH_BYTES: u64 = 1 << 30;
 /// Bytes below which sealing frees too little to be worth its files, even when a peer's logs are too long.
 pub const WORTH_BYTES: u64 = 256 << 10;
 /// Entries below which it is not worth it.
@@ -43,8 +45,10 @@ pub fn due(unsealed: Unsealed, pressed: bool) -> bool {
 }
 
 /// How far the next seal goes: everything applied, but no more than bounds the work of one.
-pub fn reach(sealed: u64, applied: u64) -> u64 {
-    applied.min(sealed.saturating_add(SEAL_ENTRIES))
+pub fn reach(sealed: u64, applied: u64, unsealed: Unsealed) -> u64 {
+    let mean = unsealed.bytes.div_ceil(unsealed.entries.max(1)).max(1);
+    let entries = (REACH_BYTES / mean).clamp(1, SEAL_ENTRIES);
+    applied.min(sealed.saturating_add(entries))
 }
 
 /// A segment that is to be made: the events of a topic from `first` to before `end`.

@@ -30,6 +30,8 @@ pub(crate) struct Shared {
     pub(crate) stall: Mutex<Stall>,
     /// The replica was removed.
     pub(crate) gone: AtomicBool,
+    /// Events are being moved from the log to segments here.
+    pub(crate) sealing: AtomicBool,
 }
 
 /// Of whom a leader has heard.
@@ -65,6 +67,7 @@ impl Shared {
             heard: Mutex::new(Heard { since: now, last: BTreeMap::new() }),
             stall: Mutex::new(Stall::new(now)),
             gone: AtomicBool::new(false),
+            sealing: AtomicBool::new(false),
         }
     }
 }
@@ -96,6 +99,12 @@ impl GroupHandle {
     /// How this replica stands.
     pub fn status(&self) -> Status {
         self.shared.status.borrow().clone()
+    }
+
+    /// Whether events are being moved from the log to segments. Of what is in the log, nothing may go meanwhile: the segments
+    /// would not fit any more.
+    pub fn is_sealing(&self) -> bool {
+        self.shared.sealing.load(Ordering::Acquire)
     }
 
     /// Watches how this replica stands.

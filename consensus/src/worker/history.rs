@@ -1,7 +1,8 @@
 //! What moves a group's events from the log to files, and lets go of both: when work begins, and where logs are cut.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use canal_proto::GroupId;
 
@@ -12,6 +13,9 @@ use crate::core::sealing::{self, Unsealed};
 use crate::handle::{self, Error};
 use crate::sealer::{Job, THREADS};
 use crate::transfer::{Source, Task};
+
+/// How long files that nobody needs wait for a moment at which nothing is under way, before one is made.
+const SWEEP_LATE: Duration = Duration::from_secs(30);
 
 fn due(limits: &handle::History, unsealed: Unsealed, pressed: bool) -> bool {
     let own = unsealed.bytes >= limits.seal_bytes || unsealed.entries >= limits.seal_entries;
@@ -31,6 +35,7 @@ impl Worker {
                 member.history.prepared = None;
                 lost = true;
             }
+            lost |= member.history.let_go_of_part(now);
         }
         if lost {
             self.sweep.get_or_insert(now);
@@ -134,13 +139,19 @@ impl Worker {
         }
         let now = Instant::now();
         let hollow = || self.members.values().any(|member| member.shared.status.borrow().hollow);
-        if self.sweep.is_some_and(|due| now >= due) && !hollow() {
+        let long = |work: Option<Work>| matches!(work, Some(Work::Dump | Work::Install));
+        if let Some(due) = self.sweep.filter(|due| now >= *due && !hollow()) {
             // (a replica that has lost its state does not know which files it will need)
             // files that are being made are not named yet, so nothing is made meanwhile
             if self.running == 0 {
                 self.begin_sweep();
+                return Ok(());
             }
-            return Ok(());
+            // where there is always something to do, it has to wait for once; but not for work that takes minutes
+            let late = now >= due + SWEEP_LATE;
+            if late && !self.members.values().any(|member| long(member.history.work)) {
+                return Ok(());
+            }
         }
         while self.running < THREADS {
             let Some(job) = self.next_job(now) else { return Ok(()) };
@@ -206,11 +217,8 @@ impl Worker {
 
     fn seal(&mut self, id: GroupId) -> Option<Job> {
         let member = self.members.get_mut(&id)?;
-        let (first, applied) = {
-            let status = member.shared.status.borrow();
-            (status.first, status.applied)
-        };
-        let through = member.history.begin_seal(first, applied);
+        let through = member.history.begin_seal(&member.shared.status.borrow());
+        member.shared.sealing.store(true, Ordering::Release);
         Some(Job::Seal { group: id, through })
     }
 }

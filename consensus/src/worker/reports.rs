@@ -87,10 +87,11 @@ impl Worker {
                 let ticket = self.ticket(id, Waiter::Seal);
                 self.propose(id, ticket, Kind::Seal(seal));
             }
-            Ok(None) => {}
+            Ok(None) => member.shared.sealing.store(false, Ordering::Release),
             Err(reason) => {
                 tracing::warn!(group = %id, reason, "events could not be moved to segments; it is tried again");
                 member.history.rest(Work::Seal, Instant::now());
+                member.shared.sealing.store(false, Ordering::Release);
             }
         }
     }
@@ -199,7 +200,8 @@ impl Worker {
             }
             // the leader offers it, or a newer one, again
             Err(reason) => {
-                tracing::warn!(group = %id, reason, "this replica could not be filled; it goes on when its leader asks again")
+                tracing::warn!(group = %id, reason, "this replica could not be filled; it goes on when its leader asks again");
+                history.interrupted(offered, Instant::now());
             }
         }
     }

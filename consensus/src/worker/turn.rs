@@ -1,6 +1,7 @@
 //! One turn of all groups that have something to do.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use canal_proto::GroupId;
@@ -154,10 +155,17 @@ impl Worker {
                         drop(responder.send(reply));
                     }
                     Some(Waiter::Seal) => {
-                        if let Ok(Reply::Sealed(Err(error))) = &reply {
-                            tracing::debug!(group = %id, %error, "a seal was refused");
+                        let taken = matches!(reply, Ok(Reply::Sealed(Ok(()))));
+                        if !taken {
+                            tracing::debug!(group = %id, ?reply, "a seal was not taken");
                         }
-                        member.history.proposed = None;
+                        if let Some(times) = member.history.seal_ended(taken) {
+                            tracing::warn!(
+                                group = %id, times, ?reply,
+                                "events can't be moved from the log to segments, so the log grows; it is tried again"
+                            );
+                        }
+                        member.shared.sealing.store(false, Ordering::Release);
                         self.sweep.get_or_insert_with(Instant::now);
                     }
                     None => {}

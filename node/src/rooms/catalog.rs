@@ -1,6 +1,6 @@
 //! The catalog's room: brings new groups to life and tells every group what it hosts.
 //!
-//! Both are towards a state, not from an event: a group that is not known to have its first replicas gets them created,
+//! Both are towards a state, not from an event: a group that is not known to live gets its first replicas created,
 //! and a group that has not confirmed the newest version of its spec gets it, until it has. A new leader of the catalog
 //! knows of no confirmation and tells all groups once more, which changes nothing where nothing is missing.
 
@@ -73,10 +73,12 @@ async fn serve_all(node: &Arc<Node>, catalog: &GroupHandle, groups: Vec<GroupInf
 
 async fn serve_one(node: &Node, catalog: &GroupHandle, group: GroupInfo) -> anyhow::Result<()> {
     let id = GroupId(group.id);
-    let created = if group.active { Ok(()) } else { create(node, catalog, &group).await };
-    let known = node.confirmed.borrow().get(&id).copied().unwrap_or_default();
-    if known < group.spec_version {
-        let Some(spec) = catalog.view().group_spec(id)? else { return created };
+    if !group.active {
+        create(node, &group).await;
+    }
+    let known = node.confirmed.borrow().get(&id).copied();
+    if known.is_none_or(|known| known < group.spec_version) {
+        let Some(spec) = catalog.view().group_spec(id)? else { return Ok(()) };
         let version = spec.version;
         // a group that lacks one first replica serves with the others
         node.ask_group(id, Ask::ApplySpec(ApplySpec { group: id.0, spec })).await?;
@@ -85,12 +87,18 @@ async fn serve_one(node: &Node, catalog: &GroupHandle, group: GroupInfo) -> anyh
             *known = version.max(*known);
         });
     }
-    created
+    if !group.active {
+        // a majority has answered, so it lives; what it lacks is its leader's to see to. Were its first replicas created
+        // until all of them have answered, one that has voted since could be created anew, empty
+        let change = CatalogCommand { change: Some(Change::GroupActive(group.id)), placement: Vec::new() };
+        serve::change_catalog(node, catalog, change).await?;
+    }
+    Ok(())
 }
 
-/// Creates a group's first replicas. The first of them comes last: it stands for election at once, and then the others
-/// are there to vote.
-async fn create(node: &Node, catalog: &GroupHandle, group: &GroupInfo) -> anyhow::Result<()> {
+/// Creates a group's first replicas, as many as can be. The first of them comes last: it stands for election at once, and
+/// then the others are there to vote.
+async fn create(node: &Node, group: &GroupInfo) {
     let seed = Seed {
         group: group.id,
         name: group.name.clone(),
@@ -99,19 +107,11 @@ async fn create(node: &Node, catalog: &GroupHandle, group: &GroupInfo) -> anyhow
         replica: 0,
         mesh: node.mesh.to_vec(),
     };
-    let mut problem = None;
     for replica in group.first.iter().rev() {
         if let Err(error) = membership::create(node, &seed, replica).await {
             tracing::warn!(group = %group.name, replica = replica.id, %error, "a first replica can't be created yet");
-            problem = Some(error);
         }
     }
-    if let Some(problem) = problem {
-        return Err(problem);
-    }
-    let change = CatalogCommand { change: Some(Change::GroupActive(group.id)), placement: Vec::new() };
-    serve::change_catalog(node, catalog, change).await?;
-    Ok(())
 }
 
 /// Waits until the groups that a change touched serve it, so that what was created can be used at once.

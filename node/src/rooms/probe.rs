@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub struct Probe {
     lost: BTreeSet<u64>,
     asked: BTreeMap<u64, Instant>,
-    /// All first replicas of the group have been created.
+    /// The group is known to live, so nobody creates its first replicas any more.
     active: bool,
 }
 

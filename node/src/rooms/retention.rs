@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use canal_consensus::core::kv::KvError;
 use canal_consensus::{GroupHandle, Reply};
 use canal_proto::TopicId;
 use canal_proto::log::{Kind, Trim};
@@ -41,9 +42,17 @@ pub async fn run(group: GroupHandle) {
 
 fn decide(group: &GroupHandle, topics: &[TopicId]) -> Vec<Trim> {
     let view = group.view();
+    let sealing = group.is_sealing();
+    let decided = |topic: TopicId| {
+        let decision = view.retention(topic, now_ms())?;
+        match view.topic(topic)?.filter(|_| sealing) {
+            Some(row) => Ok(decision.in_segments(&row)),
+            None => Ok::<_, KvError>(decision),
+        }
+    };
     let mut trims = Vec::new();
     for topic in topics {
-        match view.retention(*topic, now_ms()) {
+        match decided(*topic) {
             Ok(decision) => trims.extend(decision.trim),
             Err(error) => tracing::warn!(group = %group.seed().name, %topic, %error, "retention can't be decided"),
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use canal_proto::request::GroupStatus;
+use canal_proto::route;
 use canal_sdk::{Client, From, GroupId, PeerId, Publisher, TopicOptions};
 use canal_testnet::{Scenario, Testnet, until};
 use futures::StreamExt;
@@ -253,6 +254,39 @@ async fn the_number_of_replicas_can_be_changed() {
     let count = flow.end().await;
     assert_all_there(&mesh, &client, "sized", count, 1).await;
     recorded(&mesh, group, &["joined", "removed"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_whose_first_replica_was_never_there_lives_without_it() {
+    let mesh = mesh(3).await;
+    let client = mesh.client(0).await.unwrap();
+    let catalog = GroupId(client.resolve(route::CATALOG, false).await.unwrap().group);
+    held_by_so_many(&mesh, catalog, 3).await;
+    let leader = mesh.leader(catalog).await.unwrap();
+    let down = (1..3).find(|number| *number != leader).unwrap();
+    // nobody knows yet that it is down
+    mesh.peer(down).unwrap().kill().unwrap();
+    let group = create(&client, "early", "early", 3).await;
+    until("the group is active", SOON, async || {
+        let groups = client.catalog("", &["groups"], true).await.map_err(|error| error.to_string())?.groups;
+        let early = groups.iter().find(|info| info.id == group.0).ok_or("it is not there")?;
+        if early.active { Ok(()) } else { Err(format!("{early:?}")) }
+    })
+    .await
+    .unwrap();
+    assert_eq!(mesh.led(group).await.unwrap().1.replicas.len(), 3, "one of them was never there");
+    mesh.restart(down).await.unwrap();
+    // and it holds one under an id that never was
+    until("there is a third replica", SOON, async || {
+        let (_, status) = mesh.led(group).await?;
+        let here = status.replicas.iter().find(|replica| replica.peer_id() == Ok(id(&mesh, down)));
+        match here {
+            Some(replica) if replica.id > 3 && status.voters.contains(&replica.id) => Ok(()),
+            other => Err(format!("{other:?}, {}", status.under_way)),
+        }
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -155,6 +155,16 @@ fn an_event_that_is_younger_than_those_behind_it_holds_them() {
 }
 
 #[test]
+fn while_segments_are_made_nothing_goes_that_is_in_none() {
+    let row = Topic { oldest: 10, sealed: 40, next: 90, ..Topic::default() };
+    let decided = |before: u64| Decision { trim: Some(Trim { topic: TOPIC.0, before }), held_by: None };
+    let left = |before: u64, row: &Topic| decided(before).in_segments(row).trim.map(|trim| trim.before);
+    assert_eq!((left(30, &row), left(70, &row)), (Some(30), Some(40)));
+    assert_eq!(left(70, &Topic { sealed: 10, ..row }), None);
+    assert_eq!(Decision::default().in_segments(&row), Decision::default());
+}
+
+#[test]
 fn a_trigger_that_is_behind_is_named() {
     let cursors = [(20, 9), (21, 3), (22, 5)];
     assert_eq!(model().decide(events(1), &cursors, 0), (Some(3), Some(21)));

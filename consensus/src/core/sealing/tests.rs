@@ -44,8 +44,14 @@ fn a_group_is_sealed_when_it_is_large_or_when_that_helps() {
 
 #[test]
 fn one_seal_goes_as_far_as_is_applied_within_a_bound() {
-    assert_eq!(reach(5, 9), 9);
-    assert_eq!(reach(5, 5 + SEAL_ENTRIES + 1), 5 + SEAL_ENTRIES);
+    let small = Unsealed { entries: SEAL_ENTRIES + 1, bytes: SEAL_BYTES };
+    assert_eq!(reach(5, 9, small), 9);
+    assert_eq!(reach(5, 5 + SEAL_ENTRIES + 1, small), 5 + SEAL_ENTRIES);
+    // entries of a MiB each
+    let large = Unsealed { entries: 10_000, bytes: 10_000 << 20 };
+    assert_eq!(reach(5, 10_005, large), 5 + 1024);
+    assert_eq!(reach(5, 6, Unsealed::default()), 6);
+    assert_eq!(reach(5, 9, Unsealed { entries: 1, bytes: u64::MAX }), 6);
 }
 
 #[test]

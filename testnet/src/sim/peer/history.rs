@@ -661,6 +661,8 @@ impl World {
         if all {
             member.group.handle(Input::Message(offered.from, offered.message), now_ms);
             live.dirty.insert(group);
+        } else {
+            history.interrupted(offered, now);
         }
     }
 }
@@ -692,7 +694,7 @@ fn next_job(live: &mut super::Live, now: std::time::Instant, seal_entries: u64) 
     if let Some((_, id)) = sealable.max() {
         let member = live.members.get_mut(&id)?;
         let status = member.group.status();
-        let through = member.history.begin_seal(status.first, status.applied);
+        let through = member.history.begin_seal(&status);
         return Some(Job::Seal { group: id, through });
     }
     for id in &ids {

@@ -354,7 +354,7 @@ impl World {
             Waiter::Room(actor, token) => self.calls.push_back(Call::Proposed(actor, token, Box::new(reply))),
             Waiter::Seal => {
                 if let Some(member) = self.member(peer, group) {
-                    member.history.proposed = None;
+                    let _ = member.history.seal_ended(matches!(reply, Ok(Reply::Sealed(Ok(())))));
                 }
                 self.wants_sweep(peer);
             }
