@@ -14,7 +14,7 @@ use canal_proto::{Code, ContentHash, GroupId, PeerId, WireError};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
-use crate::core::group::{Refused, Ticks};
+use crate::core::group::{Refused, Ticks, is_needed};
 use crate::core::kv::KvError;
 use crate::core::sealing::{SEAL_BYTES, SEAL_ENTRIES};
 use crate::damage::{self, Damage};
@@ -290,6 +290,15 @@ impl Handle {
     pub fn groups(&self) -> Vec<GroupHandle> {
         let ids: Vec<GroupId> = self.inner.groups.read().keys().copied().collect();
         ids.into_iter().filter_map(|id| self.group(id)).collect()
+    }
+
+    /// Names of the groups that can't go on without what this peer holds: the voters beside it are no majority.
+    pub fn needed(&self) -> BTreeSet<String> {
+        let needed = |group: &GroupHandle| {
+            let status = group.status();
+            is_needed(&status.configuration, status.replica).then(|| group.seed().name.clone())
+        };
+        self.groups().iter().filter_map(needed).collect()
     }
 
     /// A group, if it has a replica here.

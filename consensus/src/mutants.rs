@@ -26,6 +26,12 @@ pub enum Mutant {
     ShortMemory,
     /// An outcome is applied also when what its run read has changed since.
     ReadsUnchecked,
+    /// Now and then an offset is left out.
+    OffsetSkipped,
+    /// A replica that has known a leader does not stand any more.
+    GivesUpStanding,
+    /// A snapshot does not carry where durable subscriptions are.
+    CursorsLostInSnapshot,
 }
 
 thread_local! {

@@ -26,7 +26,7 @@ use crate::core::txn::decode;
 use crate::dump;
 use crate::files::Files;
 use crate::handle::Inner;
-use crate::worker::{Report, Request};
+use crate::worker::{Report, Request, now_ms};
 
 /// Threads. Two, so that one long snapshot does not hold up the sealing of all groups.
 pub(crate) const THREADS: usize = 2;
@@ -174,7 +174,12 @@ impl Bench {
                 part.first = replaced.end();
             }
             match self.write(group, part.topic, part.first, part.end, part.replaces.as_ref()) {
-                Ok(segment) => segments.push(segment),
+                Ok(segment) => {
+                    // what came with a snapshot, the log can't tell of: it counts from now on
+                    let known = self.inner.view(group).appended(part.topic, part.end.saturating_sub(1));
+                    let appended_ms = known.ok().flatten().map_or_else(now_ms, |(_, time)| time);
+                    segments.push(Segment { appended_ms, ..segment });
+                }
                 Err(Unmade::Lacking(error) | Unmade::Failed(error)) => return Err(error),
             }
         }

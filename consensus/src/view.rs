@@ -3,6 +3,7 @@
 //! What a view sees is what this replica has applied: on a follower it may be behind. Events are read from the topic's
 //! segments, and the newest ones from the Raft log, where they are stored once.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -107,6 +108,13 @@ impl View {
         let content = OnDisk { log: &self.log, files: &self.files };
         let source = Source { group: self.group, kv: self.kv.as_ref(), content: &content };
         source.events(topic, from, max, max_bytes)
+    }
+
+    /// The run of events in the log that an event was appended with, and when that was; `None` when the log does not have it.
+    pub(crate) fn appended(&self, topic: TopicId, offset: u64) -> Result<Option<(Range<u64>, u64)>, Error> {
+        let content = OnDisk { log: &self.log, files: &self.files };
+        let source = Source { group: self.group, kv: self.kv.as_ref(), content: &content };
+        source.appended(topic, offset)
     }
 
     /// Offset of a topic's oldest event, which is the next one's when it has none.

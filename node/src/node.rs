@@ -123,16 +123,27 @@ impl Node {
         {
             // one that is being filled has nothing to answer with; others are named to whoever asks
             let status = handle.status();
-            return (!status.hollow && !status.installing && !status.forgotten).then_some((handle, topic));
+            return status.serves().then_some((handle, topic));
         }
         self.groups.groups().into_iter().find_map(|group| {
             let status = group.status();
             let topic = status.spec.topics.iter().find(|topic| topic.name == name)?;
-            if status.hollow || status.installing || status.forgotten {
+            if !status.serves() {
                 return None;
             }
             Some((group, TopicId(topic.id)))
         })
+    }
+
+    /// Whether a replica here has rows to answer with. Asked behind what was read as well: one that begins to be filled
+    /// meanwhile has parts of them.
+    pub fn serving(&self, group: &GroupHandle) -> Result<(), WireError> {
+        let status = group.status();
+        if status.serves() {
+            return Ok(());
+        }
+        let message = format!("the replica of group {} at this peer is being filled; ask another", status.group);
+        Err(WireError { code: Code::NotHere.into(), message, ..self.not_leader(&status) })
     }
 
     /// What a request is answered with that only the leader can answer.
@@ -243,7 +254,7 @@ impl Node {
     }
 
     async fn resolve_group(&self, id: GroupId) -> Result<Route, WireError> {
-        let groups = match self.catalog() {
+        let groups = match self.serving_catalog() {
             Some(catalog) => catalog.view().catalog_groups().map_err(internal)?,
             None => self.client.catalog("", &["groups"], false).await?.groups,
         };
@@ -254,10 +265,15 @@ impl Node {
         Ok(Route { group: id.0, replicas, source: "catalog".into(), ..Route::default() })
     }
 
+    /// The catalog, if there is a replica of it here that can be read.
+    fn serving_catalog(&self) -> Option<GroupHandle> {
+        self.catalog().filter(|catalog| catalog.status().serves())
+    }
+
     /// A topic as the catalog has it.
     pub async fn catalog_topic(&self, name: &str) -> Result<Option<TopicInfo>, WireError> {
         // a replica that lags must not say that a topic does not exist: its absence is only taken from the leader
-        if let Some(catalog) = self.catalog()
+        if let Some(catalog) = self.serving_catalog()
             && let Some(topic) = catalog.view().catalog_topic(name).map_err(internal)?
         {
             return Ok(Some(topic));

@@ -53,6 +53,8 @@ pub struct Peer {
     tasks: JoinSet<()>,
     service: Option<Service>,
     data: Arc<Data>,
+    /// It may let go of what groups need, if it has to.
+    discard: bool,
 }
 
 /// Why a peer can't go on.
@@ -239,7 +241,7 @@ impl Starting {
             let _held = (transport, told);
             std::future::pending::<()>().await;
         });
-        Ok(Peer { node, links, tasks, service: Some(service), data })
+        Ok(Peer { node, links, tasks, service: Some(service), data, discard })
     }
 }
 
@@ -324,10 +326,18 @@ impl Peer {
     /// Notes what it is told that it has forgotten, and stops without a word to its groups. The next start begins anew.
     ///
     /// # Errors
-    /// When that can't be noted: then the peer must not be started again.
+    /// When that can't be noted, or groups need what is here although it is old: then nothing is touched, and the peer has
+    /// nothing to say to others until somebody has decided what is to become of it.
     pub async fn forget(self) -> Result<()> {
         let seen = self.node.starts.forgotten().await;
-        let noted = self.data.forget(seen.boot);
+        let needed = self.node.groups.needed();
+        let noted = if needed.is_empty() || self.discard {
+            self.data.forget(seen.boot)
+        } else {
+            let reason =
+                "others have seen a newer state of this peer than its disk has: it was set back, or has lost writes";
+            Err(canal_consensus::Damage { reason: reason.into(), needed, unknown: false }.into())
+        };
         self.end().await;
         noted
     }

@@ -48,7 +48,7 @@ fn placement() -> Placement {
 
 fn segment() -> Segment {
     let hash = Bytes::from_static(&[1; 2]);
-    Segment { topic: 3, first: 300, count: 4, hash, size: 5, payload: 6, last_ms: 7, before: 8 }
+    Segment { topic: 3, first: 300, count: 4, hash, size: 5, payload: 6, last_ms: 7, before: 8, appended_ms: 9 }
 }
 
 fn trigger() -> TriggerInfo {
@@ -117,11 +117,11 @@ fn an_append_from_an_outbox() {
 
 #[test]
 fn segments() {
-    pinned(&segment(), "080310ac021804220201012805300638074008");
+    pinned(&segment(), "080310ac0218042202010128053006380740084809");
     let seal = Seal { through: 300, segments: vec![segment()] };
     pinned(
         &Command { time_ms: 1, kind: Some(Kind::Seal(seal)) },
-        "08014a1808ac021213080310ac021804220201012805300638074008",
+        "08014a1a08ac021215080310ac0218042202010128053006380740084809",
     );
     let trim = Trim { topic: 3, before: 300 };
     pinned(&Command { time_ms: 1, kind: Some(Kind::Trim(trim)) }, "08015205080310ac02");

@@ -97,9 +97,18 @@ pub struct Segment {
     /// Bytes of payload appended to the topic before its first event; set when a seal is applied.
     #[prost(uint64, tag = "8")]
     pub before: u64,
+    /// When the last of its events was appended, by the clock of the leader of that time, in milliseconds since 1970-01-01
+    /// UTC. 0: nobody knows, and [`Self::last_ms`] has to do.
+    #[prost(uint64, tag = "9")]
+    pub appended_ms: u64,
 }
 
 impl Segment {
+    /// When the last of its events was appended, as far as that is known.
+    pub fn newest_ms(&self) -> u64 {
+        if self.appended_ms == 0 { self.last_ms } else { self.appended_ms }
+    }
+
     /// Offset behind its last event.
     pub fn end(&self) -> u64 {
         self.first.saturating_add(self.count)

@@ -320,6 +320,7 @@ impl<'a> Run<'a> {
         problems.extend(check::problems(&history));
         let disks_failed = made.iter().any(|made| made.kind == DISK_FAILS);
         problems.extend(panics(self.net, disks_failed));
+        problems.extend(untrue(self.net));
         let activations =
             note(&mut problems, "counting activations", settle::activations(&self.admin, &self.layout).await);
         let probes: Vec<Line> = history.lines.iter().filter(|line| line.topic != ORDERS_TOPIC).cloned().collect();
@@ -438,6 +439,24 @@ impl<'a> Run<'a> {
 /// What went well; else it is a problem.
 fn note<T>(problems: &mut Vec<String>, what: &str, outcome: Result<T>) -> Option<T> {
     outcome.map_err(|error| problems.push(format!("{what}: {error:#}"))).ok()
+}
+
+/// What a peer only says when one has lost what it promised to keep, or differs from the others. No fault here takes from a
+/// disk what was synced.
+const UNTRUE: [&str; 3] = [
+    "this replica has acknowledged entries that its log does not have",
+    "a replica contradicts what is committed here",
+    "a segment made here differs from the group's",
+];
+
+/// Peers that have found out that something is not as it was promised.
+fn untrue(net: &Testnet) -> Vec<String> {
+    let of = |log: Vec<u8>| {
+        let log = String::from_utf8_lossy(&log);
+        log.lines().find(|line| UNTRUE.iter().any(|text| line.contains(text))).map(str::to_owned)
+    };
+    let peers = net.peers().iter().filter_map(|peer| Some((peer.number(), of(std::fs::read(peer.log()).ok()?)?)));
+    peers.map(|(number, line)| format!("peer {number} has found: {line}")).collect()
 }
 
 /// Peers that have panicked. That raft-engine does so when a sync fails, by its own decision, is not one of them: the peer

@@ -204,7 +204,10 @@ async fn perform(command: Command, network: Option<Network>) -> Result<ExitCode>
             let kept = demo::run(&options, executable).await?;
             Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Command::Failover(options) => failover::run(&options, executable).await.map(|()| ExitCode::SUCCESS),
+        Command::Failover(options) => {
+            let within = failover::run(&options, executable).await?;
+            Ok(if within { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
         Command::Chaos(options) => {
             let kept = chaos::run(&options, executable, network).await?;
             Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -55,16 +55,19 @@ pub struct Options {
     /// Milliseconds between two events of the publisher
     #[arg(long, value_name = "MS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub every_ms: u64,
+    /// Ends with code 1 when the 99th percentile of the times to the first receipt is longer, in milliseconds
+    #[arg(long, value_name = "MS")]
+    pub p99_ms: Option<f64>,
     /// Prints one JSON document at the end, and nothing else
     #[arg(long)]
     pub json: bool,
 }
 
-/// Runs it with peers of this executable, and prints what came out.
+/// Runs it with peers of this executable, and prints what came out. `false`: it was slower than it may be.
 ///
 /// # Errors
 /// When it could not be run to its end.
-pub async fn run(options: &Options, executable: PathBuf) -> Result<()> {
+pub async fn run(options: &Options, executable: PathBuf) -> Result<bool> {
     let peers = usize::try_from(options.peers)?;
     let net_options = crate::Options { log: "warn".into(), ..crate::Options::new(executable) };
     let net = Testnet::start(&Scenario::of(peers), net_options).await?;
@@ -93,7 +96,11 @@ pub async fn run(options: &Options, executable: PathBuf) -> Result<()> {
         true => writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&report)?)?,
         false => writeln!(std::io::stdout(), "{report}")?,
     }
-    Ok(())
+    let within = options.p99_ms.is_none_or(|most| report.first_ack().p99_ms <= most);
+    if !within {
+        writeln!(std::io::stderr(), "too slow: {report}")?;
+    }
+    Ok(within)
 }
 
 /// Kills the leader of the topic's group so many times, and returns for each time how long it took, in milliseconds, until

@@ -258,6 +258,7 @@ impl<L: LogReader> Group<L> {
             last: raft.raft_log.last_index(),
             hollow: self.hollow,
             installing: self.installing.is_some(),
+            forgotten: self.forgotten,
         }
     }
 

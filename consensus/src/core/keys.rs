@@ -158,6 +158,12 @@ impl Locals {
         {
             return true;
         }
+        #[cfg(feature = "mutants")]
+        if crate::mutants::is(crate::mutants::Mutant::CursorsLostInSnapshot)
+            && key.get(8) == Some(&(Table::Subscriptions as u8))
+        {
+            return true;
+        }
         match key.get(8) {
             Some(table)
                 if [Table::Gone, Table::Inline, Table::Replaced, Table::Seed]

@@ -3,8 +3,9 @@
 //! A leader decides and proposes a [`Trim`]; applying it lets go of no more than [`cut`] says, which is the same at all
 //! replicas. No event goes that a trigger has yet to handle.
 //!
-//! Events, bytes and age are bounds: what exceeds one of them goes. What is in segments goes by age a whole segment at a
-//! time, when its newest event is too old; and by bytes as if a segment's bytes were spread evenly over its events.
+//! Events, bytes and age are bounds: what exceeds one of them goes. An event's age begins when it is appended, by the clock
+//! of the leader of that time: a device whose clock is wrong, or that was cut off for a week, loses nothing by it. What is in
+//! segments goes by age a whole segment at a time, when its newest event is too old; and by bytes as if a segment's bytes were spread evenly over its events.
 
 use bytes::Bytes;
 use canal_proto::catalog::Retention;
@@ -34,7 +35,7 @@ pub trait Unsealed {
     /// When the rows can't be read.
     fn behind(&mut self, bytes: u64) -> Result<u64, Self::Error>;
 
-    /// The time of the event at an offset; `None` when it can't be told now.
+    /// When the event at an offset was appended; `None` when it can't be told now.
     ///
     /// # Errors
     /// When the event can't be read.
@@ -72,7 +73,7 @@ pub fn before<U: Unsealed>(
     if let Some(oldest_ms) = now_ms.checked_sub(policy.age_ms).filter(|_| policy.age_ms > 0) {
         // of what the other bounds leave
         let left = segments.iter().filter(|segment| segment.end() > before);
-        let expired = left.take_while(|segment| segment.last_ms < oldest_ms).last();
+        let expired = left.take_while(|segment| segment.newest_ms() < oldest_ms).last();
         before = expired.map_or(before, Segment::end);
         if whole && before >= topic.sealed {
             let most = before.saturating_add(MAX_AGED).min(topic.next);
@@ -174,7 +175,7 @@ pub struct Decision {
     pub held_by: Option<TriggerId>,
 }
 
-/// Looks at a topic as its rows stand: what its policy lets go of now. `time` gives the time of an event that is not in a
+/// Looks at a topic as its rows stand: what its policy lets go of now. `time` says when an event was appended that is not in a
 /// segment.
 ///
 /// # Errors

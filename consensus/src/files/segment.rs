@@ -192,6 +192,7 @@ impl Encoder {
             payload: self.payload,
             last_ms: self.last_ms,
             before: 0,
+            appended_ms: 0,
         })
     }
 }

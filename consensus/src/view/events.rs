@@ -7,6 +7,8 @@
 //! Rows, files and log change while they are read: a segment may be named, its file made and its entries cut from the
 //! log in between. So what seems to be nowhere is looked for once more before it counts as lacking.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use canal_proto::event::Stored;
 use canal_proto::log::{Command, Kind, Segment};
@@ -203,6 +205,23 @@ impl Source<'_> {
             }
         }
         Ok(())
+    }
+
+    /// The run of events in the log that an event was appended with, and when that was; `None` when the log does not have it.
+    ///
+    /// # Errors
+    /// When a store fails or is damaged.
+    pub(super) fn appended(&self, topic: TopicId, offset: u64) -> Result<Option<(Range<u64>, u64)>, Error> {
+        let prefix = self.keys().topic_only(Table::Events, topic);
+        let behind = self.keys().topic(Table::Events, topic, offset.saturating_add(1));
+        let Some((key, value)) = self.kv.scan(&prefix, &behind, 1, true)?.pop() else { return Ok(None) };
+        let locator: Locator = decode(&key, value)?;
+        let base = tail_number(&key);
+        let run = base..base.saturating_add(locator.count.into());
+        let Some(entry) = self.content.entry(self.group, locator.index)?.filter(|_| run.contains(&offset)) else {
+            return Ok(None);
+        };
+        Ok(Command::decode(entry.data).ok().map(|command| (run, command.time_ms)))
     }
 
     /// The events that stand at one place of the log, if the log still has it.

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
+use canal_proto::catalog::Retention;
 use canal_proto::event::Event;
-use canal_proto::log::{Append, AppendItem, Command, Kind, Seal, Trim};
+use canal_proto::log::{Append, AppendItem, Command, GroupSpec, Kind, Seal, TopicSpec, Trim};
 use canal_proto::{ContentHash, MeshId};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestRunner};
@@ -273,4 +274,33 @@ fn sealing_and_cutting_change_no_event() {
         Ok(())
     });
     ran.unwrap();
+}
+
+/// An event's age is how long it has been here, whatever the device says that made it.
+#[test]
+fn age_begins_when_an_event_is_appended() {
+    let mut bench = Bench::new(Backend::Fjall);
+    let retention = Some(Retention { age_ms: 100, ..Retention::default() });
+    let topics = TOPICS.map(|topic| TopicSpec { id: topic.0, name: topic.to_string(), retention });
+    bench.command(Kind::Spec(GroupSpec { version: 1, topics: topics.to_vec(), ..GroupSpec::default() }));
+    let begun = 1000 + bench.index;
+    for (sequence, time_ms) in (1..).zip([0, 1, u64::MAX, 1001]) {
+        let events = vec![Event { time_ms, ..Event::new("event") }];
+        let item = AppendItem {
+            topic: TOPICS[0].0,
+            producer: vec![1; 16].into(),
+            first_sequence: sequence,
+            events,
+            origin: 0,
+        };
+        bench.command(Kind::Append(Append { items: vec![item] }));
+    }
+    let goes = |bench: &Bench, now_ms: u64| {
+        let decision = bench.view().retention(TOPICS[0], now_ms).unwrap();
+        decision.trim.map(|trim| trim.before)
+    };
+    assert_eq!(
+        (goes(&bench, begun + 101), goes(&bench, begun + 103), goes(&bench, begun + 200)),
+        (None, Some(2), Some(4))
+    );
 }

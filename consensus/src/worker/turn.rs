@@ -130,6 +130,8 @@ impl Worker {
         member.history.offered = None;
         self.transfer.cancel(id);
         member.history.installing = Some((install, manifest));
+        // before the first row goes
+        member.shared.status.send_modify(|status| status.installing = true);
         self.dispatch()
     }
 

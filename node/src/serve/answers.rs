@@ -64,10 +64,10 @@ pub async fn answer(node: &Node, peer: PeerId, between_peers: bool, ask: Ask) ->
     }
 }
 
-/// A group with a replica here.
+/// A group with a replica here that has rows to answer with.
 async fn here(node: &Node, id: GroupId) -> Result<GroupHandle, WireError> {
     match node.groups.group(id) {
-        Some(group) => Ok(group),
+        Some(group) => node.serving(&group).map(|()| group),
         None => Err(node.group_elsewhere(id).await),
     }
 }
@@ -262,12 +262,14 @@ async fn catalog(node: &Node, ask: CatalogAsk) -> Answered {
     if wants("triggers") {
         out.triggers = view.catalog_triggers().map_err(internal)?;
     }
+    node.serving(&catalog)?;
     Ok(Answer::Catalog(out))
 }
 
 async fn blob(node: &Node, ask: BlobAsk) -> Answered {
     let Some(catalog) = node.catalog() else { return Err(node.group_elsewhere(node.catalog_id()).await) };
     let data = catalog.view().blob(&ask.hash, ask.number).map_err(internal)?;
+    node.serving(&catalog)?;
     Ok(Answer::Blob(Blob { data: data.unwrap_or_default() }))
 }
 
@@ -283,6 +285,7 @@ async fn state_get(node: &Node, ask: StateGet) -> Answered {
     fresh_enough(node, &group, ask.consistency).await?;
     let view = group.view();
     let value = view.state(&ask.bucket, &ask.key).map_err(internal)?;
+    node.serving(&group)?;
     let rows = value.map(|value| canal_proto::log::StateOp { key: ask.key, value: Some(value) }).into_iter().collect();
     Ok(Answer::Rows(StateRows { rows, applied: view.applied().map_err(internal)? }))
 }
@@ -296,6 +299,7 @@ async fn state_list(node: &Node, ask: StateList) -> Answered {
     };
     let view = group.view();
     let rows = view.states(&ask.bucket, &ask.prefix, limit).map_err(internal)?;
+    node.serving(&group)?;
     Ok(Answer::Rows(StateRows { rows, applied: view.applied().map_err(internal)? }))
 }
 

@@ -60,6 +60,7 @@ pub fn problems(history: &History) -> Vec<String> {
     let topics: BTreeSet<&str> = history.lines.iter().map(|line| line.topic.as_str()).collect();
     for topic in topics {
         note(known(history, topic).map_err(|why| format!("`{topic}`: {why}")));
+        note(in_time(history, topic).map_err(|why| format!("`{topic}`: {why}")));
     }
     for (topic, sessions) in &history.sessions {
         note(once_handled(sessions, events(history, topic)).map_err(|why| format!("durable, `{topic}`: {why}")));
@@ -157,6 +158,37 @@ fn known(history: &History, topic: &str) -> Result<(), String> {
     let producers: BTreeSet<Vec<u8>> = lines.chain(queues).collect();
     let stranger = events(history, topic).iter().find(|stored| !producers.contains(stored.producer.as_ref()));
     stranger.map_or(Ok(()), |stored| Err(format!("nobody has published what stands at offset {}", stored.offset)))
+}
+
+/// Publishes are linearizable: what was sent when another event already had its receipt stands behind that one.
+fn in_time(history: &History, topic: &str) -> Result<(), String> {
+    let of = |line: &Line, number: usize| format!("event {} of {}", number + 1, line.name);
+    let (mut sent, mut receipts) = (Vec::new(), Vec::new());
+    for line in history.lines.iter().filter(|line| line.topic == topic) {
+        for (number, event) in line.sent.iter().enumerate() {
+            let Some((at, Some(offset))) = event.receipt else { continue };
+            sent.push((event.sent, offset, line, number));
+            receipts.push((at, offset, line, number));
+        }
+    }
+    sent.sort_by_key(|(at, ..)| *at);
+    receipts.sort_by_key(|(at, ..)| *at);
+    let mut receipts = receipts.into_iter().peekable();
+    let mut last: Option<(u64, &Line, usize)> = None;
+    for (at, offset, line, number) in sent {
+        while let Some((_, offset, line, number)) = receipts.next_if(|(received, ..)| *received < at) {
+            if last.is_none_or(|(last, ..)| last < offset) {
+                last = Some((offset, line, number));
+            }
+        }
+        if let Some((before, other, other_number)) = last.filter(|(before, ..)| *before >= offset) {
+            let (late, early) = (of(line, number), of(other, other_number));
+            return Err(format!(
+                "{late} is at {offset}, though {early}, at {before}, had its receipt when it was sent"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A durable subscriber saw everything, in order, and nothing again that it had handled in time.

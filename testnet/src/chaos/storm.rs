@@ -1,6 +1,6 @@
 //! Carries a plan out: makes the faults, ends them, and waits until the mesh is whole again before the next.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -57,6 +57,8 @@ pub struct Storm<'a> {
     /// Links that are not as they should be, by the peer that the fault is at.
     hit: Mutex<BTreeMap<usize, Links>>,
     shim: bool,
+    /// Peers of this round whose disks fail: they may end by themselves.
+    failing: Mutex<BTreeSet<usize>>,
     admin: Client,
     groups: Vec<(String, GroupId)>,
     began: Instant,
@@ -97,6 +99,7 @@ impl<'a> Storm<'a> {
             links,
             hit: Mutex::default(),
             shim,
+            failing: Mutex::default(),
             admin,
             groups,
             began,
@@ -118,7 +121,7 @@ impl<'a> Storm<'a> {
             }
             let first = self.made.lock().len();
             self.make(&possible, round.between, &say).await;
-            self.end_all(&possible).await;
+            self.end_all().await;
             let whole = until("the mesh is whole again", HEAL, async || self.is_whole().await).await;
             let at = self.began.elapsed();
             match whole {
@@ -264,6 +267,7 @@ impl<'a> Storm<'a> {
             }
             What::FailingSync | What::FullDisk => {
                 let (fail_sync, full_disk) = (what == What::FailingSync, what == What::FullDisk);
+                self.failing.lock().insert(number);
                 peer.faults(&Faults { fail_sync, full_disk, ..Faults::default() })?;
                 let ended = peer.ended(NOTICED).await;
                 sleep(lasts).await;
@@ -395,7 +399,8 @@ impl<'a> Storm<'a> {
     }
 
     /// Ends whatever is left of a round, and finds who has ended for no reason.
-    async fn end_all(&self, faults: &[Fault]) {
+    async fn end_all(&self) {
+        let failing = std::mem::take(&mut *self.failing.lock());
         self.hit.lock().clear();
         for (pair, quality) in &self.links {
             if let Err(error) = self.set(*pair, *quality) {
@@ -413,8 +418,7 @@ impl<'a> Storm<'a> {
             if peer.is_running() {
                 continue;
             }
-            let may_end = faults.iter().any(|fault| matches!(fault.what, What::FailingSync | What::FullDisk));
-            if !may_end {
+            if !failing.contains(&peer.number()) {
                 let tail = tail(peer);
                 self.problem(format!("peer {} ended though nobody ended it; its log ends with: {tail}", peer.number()));
             }

@@ -85,6 +85,13 @@ impl Report {
     }
 }
 
+impl Report {
+    /// Times from a kill to the first receipt of an event that was published after it.
+    pub fn first_ack(&self) -> Times {
+        self.first_ack
+    }
+}
+
 /// What the peers cost at rest.
 pub fn idle(groups: u32, costs: &[Cost]) -> String {
     let mut text = format!("at rest, with {groups} groups that have nothing to do:");

@@ -39,6 +39,9 @@ enum Command {
         /// Only the bug of this name
         #[arg(long, value_name = "BUG")]
         only: Option<String>,
+        /// Only this invariant is asked, of any bug
+        #[arg(long, value_name = "INVARIANT")]
+        by: Option<String>,
     },
 }
 
@@ -69,8 +72,8 @@ impl Options {
 /// # Errors
 /// When nothing can be printed.
 pub fn main(options: &Options) -> std::io::Result<ExitCode> {
-    if let Some(Command::Mutants { seeds, only }) = &options.command {
-        let caught = super::mutants::run(*seeds, only.as_deref()).map_err(std::io::Error::other)?;
+    if let Some(Command::Mutants { seeds, only, by }) = &options.command {
+        let caught = super::mutants::run(*seeds, only.as_deref(), by.as_deref()).map_err(std::io::Error::other)?;
         return Ok(if caught { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let mut out = std::io::stdout();

@@ -48,6 +48,13 @@ pub fn all() -> Vec<Box<dyn Invariant>> {
     ]
 }
 
+/// One of them alone, or all.
+pub fn asked(only: Option<&str>) -> Vec<Box<dyn Invariant>> {
+    let mut asked = all();
+    asked.retain(|invariant| only.is_none_or(|only| only == invariant.name()));
+    asked
+}
+
 /// Says what is wrong unless it holds.
 fn ensure(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
     if holds { Ok(()) } else { Err(what()) }

@@ -30,6 +30,12 @@ pub enum Mutant {
     CursorApart,
     /// A leader is told that a snapshot is installed before its rows are durable.
     SnapshotAckedEarly,
+    /// Nobody replaces replicas that are gone or lost.
+    NeverReplaces,
+    /// One peer writes other bytes to its log than it was sent.
+    StoresOther,
+    /// One peer gives subscribers other bytes than were published.
+    GivesOther,
 }
 
 /// Whether a bug is active in this thread.
@@ -49,7 +55,7 @@ pub const fn is(_: Mutant) -> bool {
 /// # Errors
 /// When this build has no bugs in it.
 #[cfg(not(feature = "mutants"))]
-pub fn run(_: u64, _: Option<&str>) -> Result<bool> {
+pub fn run(_: u64, _: Option<&str>, _: Option<&str>) -> Result<bool> {
     anyhow::bail!(
         "this build has no deliberate bugs; make one that has: cargo run -p canal-testnet --features mutants -- sim mutants"
     )
@@ -60,6 +66,6 @@ pub fn run(_: u64, _: Option<&str>) -> Result<bool> {
 /// # Errors
 /// When there is no such bug.
 #[cfg(feature = "mutants")]
-pub fn run(seeds: u64, only: Option<&str>) -> Result<bool> {
-    hunt::table(seeds, only)
+pub fn run(seeds: u64, only: Option<&str>, by: Option<&str>) -> Result<bool> {
+    hunt::table(seeds, only, by)
 }

@@ -35,7 +35,7 @@ pub enum Seen {
     Acknowledged { client: Machine, topic: u64, producer: Vec<u8>, first: u64, count: u64, offset: Option<u64> },
     /// A subscriber has received an event.
     Delivered { client: Machine, topic: u64, offset: u64, producer: Vec<u8>, sequence: u64, payload: Vec<u8> },
-    /// A client begins an operation on a register (a row of a bucket), or a read of a topic's next offset.
+    /// A client begins an operation on a register (a row of a bucket).
     Invoked { client: Machine, operation: u64, register: String, write: Option<Vec<u8>> },
     /// It ended: what was read, if it was a read.
     Returned { client: Machine, operation: u64, read: Option<Vec<u8>> },

@@ -93,6 +93,8 @@ pub struct Setup {
     pub faults: Plan,
     /// Whether a story is told.
     pub trace: bool,
+    /// The only invariant that is asked, when it is not all of them.
+    pub asked: Option<&'static str>,
 }
 
 /// Milliseconds within which everything has to be well once the faults are over.
@@ -141,6 +143,7 @@ impl Setup {
             },
             faults,
             trace: false,
+            asked: None,
         }
     }
 

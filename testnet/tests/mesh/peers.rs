@@ -191,6 +191,43 @@ async fn a_peer_with_an_older_disk_never_votes_by_it_and_is_filled_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_with_an_older_disk_keeps_what_nobody_else_has() {
+    let mesh = mesh(3).await;
+    let client = mesh.client(0).await.unwrap();
+    mesh.create_topic(&client, "t", "g", 3).await.unwrap();
+    let alone = mesh.create_topic(&client, "alone", "lonely", 1).await.unwrap();
+    received(send(&patient(&client, "alone").await, 0..50).await).await;
+    let old = mesh.leader(alone).await.unwrap();
+    let peer = mesh.peer(old).unwrap();
+    peer.terminate(SOON).await.unwrap();
+    let backup = mesh.dir().join("backup");
+    copy(peer.data(), &backup);
+    mesh.restart(old).await.unwrap();
+    let other = mesh.client((old + 1) % 3).await.unwrap();
+    received(send(&patient(&other, "t").await, 0..50).await).await;
+    let seen = mesh.peer((old + 1) % 3).unwrap().data().join("seen-starts.json");
+    let id = peer.id().unwrap();
+    until("another knows of the second start", SOON, async || {
+        let seen: Value = serde_json::from_slice(&std::fs::read(&seen).unwrap()).map_err(|e| e.to_string())?;
+        let boot = &seen[id.to_string()]["boot"];
+        if boot == 2 { Ok(()) } else { Err(format!("{boot}")) }
+    })
+    .await
+    .unwrap();
+
+    peer.kill().unwrap();
+    std::fs::remove_dir_all(peer.data()).unwrap();
+    std::fs::rename(&backup, peer.data()).unwrap();
+    // it may be told before it serves
+    drop(mesh.restart(old).await);
+    peer.ended(SOON).await.unwrap();
+    let log = std::fs::read_to_string(peer.log()).unwrap();
+    let told = "Groups that need what this peer holds: lonely; nothing was touched";
+    assert!(log.contains(told) && log.contains("--discard-damaged"), "{log}");
+    assert!(peer.data().join("log").is_dir() && !peer.data().join("forgotten-1").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disk_that_was_set_back_within_one_start_is_noticed_by_its_leader() {
     let mesh = mesh(3).await;
     let client = mesh.client(0).await.unwrap();

@@ -199,6 +199,22 @@ pub struct Pulse {
     pub hollow: bool,
     /// As in [`Status`].
     pub installing: bool,
+    /// As in [`Status`].
+    pub forgotten: bool,
+}
+
+impl Pulse {
+    /// As [`Status::serves`].
+    pub fn serves(&self) -> bool {
+        !self.hollow && !self.installing && !self.forgotten
+    }
+}
+
+impl Status {
+    /// Whether its rows are those of some moment of the group: one that is being filled has none, or parts of them.
+    pub fn serves(&self) -> bool {
+        !self.hollow && !self.installing && !self.forgotten
+    }
 }
 
 /// How a replica stands.

@@ -249,7 +249,7 @@ impl World {
             peer_of(replica) != peer
                 && node.group.as_ref().is_some_and(|group| {
                     let status = group.status();
-                    group.seed().replica == replica.id && !status.hollow && !status.installing && !status.forgotten
+                    group.seed().replica == replica.id && status.serves()
                 })
         };
         let voters = newest.replicas.iter().filter(|replica| newest.voters.contains(&replica.id));

@@ -198,3 +198,16 @@ fn state_that_counts_twice_is_found() {
     history.counts[0].1 = 21;
     assert_eq!(problems(&history), ["count is 21 after 20 events of `chaos/orders`"]);
 }
+
+#[test]
+fn an_event_that_stands_before_what_was_there_when_it_was_sent_is_found() {
+    let mut history = good();
+    let line = &mut history.lines[0];
+    // sent before the receipt of the one in front of it
+    line.sent[5].sent = ms(50);
+    assert_eq!(problems(&history), Vec::<String>::new());
+    let mut other = Line { name: "q".into(), topic: TOPIC.into(), producer: QUEUE, sent: Vec::new() };
+    other.sent.push(Sent { sent: ms(80), receipt: Some((ms(90), Some(1))) });
+    history.lines.push(other);
+    finds(&problems(&history), "event 1 of q is at 1, though event 7 of p, at 12, had its receipt when it was sent");
+}

@@ -43,7 +43,7 @@ impl Invariant for ReplicasRestored {
                         "voter {id} of group {group} is on peer {peer}, which leaves or is not where it is said to be"
                     )
                 })?;
-                ensure(!(status.hollow || status.installing || status.forgotten), || {
+                ensure(status.serves(), || {
                     format!("voter {id} of group {group} on peer {peer} is still not whole: {status:?}")
                 })?;
             }

@@ -2,11 +2,21 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use super::{ALL, BOUND, hunt};
+use crate::sim::invariants;
 
 #[test]
 fn every_bug_is_caught() {
-    let missed: Vec<&str> = ALL.iter().filter(|bug| hunt(bug, BOUND).caught.is_none()).map(|bug| bug.name).collect();
-    assert!(missed.is_empty(), "no invariant notices {missed:?} within {BOUND} seeds");
+    let pairs = ALL.iter().flat_map(|bug| bug.by.iter().map(move |by| (bug, *by)));
+    let missed: Vec<_> =
+        pairs.filter(|(bug, by)| hunt(bug, by, BOUND).caught.is_none()).map(|(bug, by)| (bug.name, by)).collect();
+    assert!(missed.is_empty(), "bugs that an invariant does not notice within {BOUND} seeds: {missed:?}");
+}
+
+#[test]
+fn every_invariant_catches_a_bug() {
+    let idle: Vec<_> = invariants::all().iter().map(|invariant| invariant.name()).collect();
+    let idle: Vec<_> = idle.into_iter().filter(|name| !ALL.iter().any(|bug| bug.by.contains(name))).collect();
+    assert!(idle.is_empty(), "nothing shows that these notice anything: {idle:?}");
 }
 
 #[test]

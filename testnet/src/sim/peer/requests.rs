@@ -1,5 +1,6 @@
 //! What arrives at a peer: messages of other replicas, and questions.
 
+use bytes::Bytes;
 use canal_consensus::Refused;
 use canal_consensus::compaction::Offered;
 use canal_consensus::convert;
@@ -16,6 +17,7 @@ use raft::eraftpb::{Message, MessageType};
 use super::{AskId, Waiter};
 use crate::sim::around::{Answer, Ask, Failed, Machine};
 use crate::sim::dht;
+use crate::sim::mutants::{self, Mutant};
 use crate::sim::world::{NetView, PeerContent, World};
 
 /// Bytes of events that one answer has at most.
@@ -168,7 +170,7 @@ impl World {
     /// Whether a replica here has rows to answer with.
     fn readable(&mut self, peer: Machine, group: GroupId) -> Result<(), Failed> {
         let pulse = self.member(peer, group).map(|member| member.group.pulse()).ok_or(Failed::NotHere)?;
-        if pulse.hollow || pulse.installing { Err(unavailable("this replica is being filled")) } else { Ok(()) }
+        if pulse.serves() { Ok(()) } else { Err(unavailable("this replica is being filled")) }
     }
 
     /// A row of a bucket.
@@ -192,7 +194,13 @@ impl World {
         let content = PeerContent(disk);
         let source = Source { group, kv, content: &content };
         match source.events(topic, from, max, ANSWER_BYTES) {
-            Ok(events) => Ok(Answer::Events(events, row.next)),
+            Ok(mut events) => {
+                if peer == 1 && mutants::is(Mutant::GivesOther) {
+                    let some = events.iter_mut().filter(|stored| stored.offset.is_multiple_of(40));
+                    some.for_each(|stored| stored.event.payload = Bytes::from_static(b"other"));
+                }
+                Ok(Answer::Events(events, row.next))
+            }
             Err(canal_consensus::view::Error::OutOfRange { oldest }) => {
                 let error = canal_proto::WireError::new(canal_proto::Code::OutOfRange, "these events are gone");
                 Err(Failed::Error(canal_proto::WireError { detail: oldest, ..error }))

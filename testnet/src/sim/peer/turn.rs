@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use canal_consensus::compaction::{note_replaced, segments_of};
 use canal_consensus::convert;
 use canal_consensus::core::group::{Install, Output, Persist};
@@ -99,6 +100,10 @@ impl World {
                 turn.synced |= persist.sync;
                 let Persist { entries, hard_state, install, .. } = persist;
                 (write.entries, write.hard_state) = (entries, hard_state);
+                if peer == 1 && mutants::is(Mutant::StoresOther) {
+                    let some = write.entries.iter_mut().filter(|entry| entry.index.is_multiple_of(40));
+                    some.for_each(|entry| entry.data = Bytes::new());
+                }
                 if let Some(install) = install {
                     write.installing = Some(Some(install.record()));
                     turn.installs.push((*id, install));

@@ -22,6 +22,7 @@ use super::gossip::Heard;
 use super::timer::Timer;
 use crate::sim::around::{Actor, Answer, Around, Ask, Failed, Machine, Token};
 use crate::sim::dht::Identities;
+use crate::sim::mutants::{self, Mutant};
 use crate::sim::seen::Seen;
 
 /// How often a group looks at itself.
@@ -226,7 +227,10 @@ impl Room {
     /// Begins the next step.
     fn step(&mut self, status: &Status, around: &mut dyn Around) {
         let standing = self.standing(status, around);
-        let step = next_step(&standing);
+        let step = match mutants::is(Mutant::NeverReplaces) {
+            true => Step::Done,
+            false => next_step(&standing),
+        };
         if self.last.as_ref() != Some(&step) {
             around.see(Seen::Note { text: format!("group {}: {step:?}", status.group.0) });
             self.last = Some(step.clone());

@@ -390,7 +390,7 @@ impl World {
             *at != peer
                 // a learner may be about to vote, in the place of a voter that is whole
                 && (newest.voters.contains(&status.replica) || newest.learners.contains(&status.replica))
-                && !(status.hollow || status.installing || status.forgotten)
+                && status.serves()
                 && !robbed.is_some_and(|robbed| robbed.contains(&status.replica))
         };
         let lost = newest.voters.len() + newest.learners.len() - running.iter().filter(whole).count();

@@ -48,7 +48,7 @@ impl World {
             if !configuration.voters.contains(&status.replica) {
                 return Err(format!("group {group}: replica {} on peer {peer} is no voter", status.replica));
             }
-            if status.hollow || status.installing || status.forgotten {
+            if !status.serves() {
                 return Err(format!("group {group}: replica {} on peer {peer} is not whole", status.replica));
             }
             if status.applied != leader.last || status.term != leader.term {

@@ -15,7 +15,7 @@ pub(super) fn planned(bench: &Bench, through: u64, size: u64) -> Option<Seal> {
 
 fn segment(topic: u64, first: u64, count: u64, size: u64) -> Segment {
     let hash = blake3::hash(format!("{topic} {first} {count}").as_bytes()).as_bytes().to_vec().into();
-    Segment { topic, first, count, hash, size, payload: 3 * count, last_ms: 1000, before: 0 }
+    Segment { topic, first, count, hash, size, payload: 3 * count, last_ms: 1000, ..Segment::default() }
 }
 
 /// Removes what a replica no longer needs, as its driver does; says how many rows that were.
