@@ -7,9 +7,13 @@
 //! the group, and wherever a crash falls: after the receipt and before the removal, the event is sent again and
 //! answered as a duplicate.
 //!
-//! The queue is bounded; when it is full, a put is refused with [`Code::WouldBlock`] and nothing is dropped. One process
-//! has it open at a time. What keeps a topic's events waiting is told by [`Queue::waiting`]; a topic never holds up
-//! another.
+//! A topic that is removed and made again under its name is another one: what still waits is published to it by a new
+//! producer, in the same order.
+//!
+//! The queue is bounded over all topics; when it is full, a put is refused with [`Code::WouldBlock`] and nothing is
+//! dropped. One process has it open at a time. What keeps a topic's events waiting is told by [`Queue::waiting`]; a topic
+//! never holds up another while there is room, and one that never gets its receipts can be given up with
+//! [`Queue::discard`].
 //!
 //! ```no_run
 //! use canal_sdk::queue::{Queue, QueueOptions};
@@ -42,6 +46,7 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::hand_over::HandOver;
+use self::hand_over::Place;
 use self::keeper::{Command, Keeper, MAX_TURN, Shared};
 use self::store::Store;
 use crate::Error;
@@ -82,8 +87,13 @@ pub struct Waiting {
     pub topic: String,
     /// The producer under which its events are published.
     pub producer: ProducerId,
-    /// Sequence of the oldest event without a receipt; of the next one when none waits.
+    /// Id of the topic that they are for; 0: it has not been found yet.
+    pub topic_id: u64,
+    /// The queue's sequence of the oldest event without a receipt; of the next one when none waits.
     pub first: u64,
+    /// Sequences up to this one were those of earlier producers, for earlier topics of this name: the oldest event is
+    /// published as `first - base`.
+    pub base: u64,
     /// Events without a receipt.
     pub events: u64,
     /// Their bytes, as they are stored.
@@ -171,6 +181,20 @@ impl Queue {
             encoded.push(event.encode_to_vec());
         }
         self.ask(|reply| Command::Put { topic: topic.to_owned(), events: encoded, reply }).await
+    }
+
+    /// Gives up what waits for a topic, and forgets the topic: how many events that were. What is put in later begins
+    /// anew. Events that were sent and have no receipt may have been published.
+    ///
+    /// # Errors
+    /// `UnknownTopic` when nothing was ever put in for it; `InUse` while the queue is handed over; `Internal` when the
+    /// disk has failed.
+    pub async fn discard(&self, topic: &str) -> Result<u64, Error> {
+        if self.0.handing_over.swap(true, Ordering::SeqCst) {
+            return Err(Error::new(Code::InUse, "this queue is being handed over: stop that first"));
+        }
+        let _place = Place(self.clone());
+        self.ask(|reply| Command::Discard { topic: topic.to_owned(), reply }).await
     }
 
     /// What waits, by topic.

@@ -20,6 +20,8 @@ use super::stop::Stop;
 pub enum Queue {
     /// List what waits, and why
     Ls(Ls),
+    /// Give up what waits for a topic: its events are thrown away
+    Rm(Rm),
     /// Hand over what waits, until nothing does or no receipt has come for the deadline
     Flush(Flush),
 }
@@ -29,6 +31,21 @@ pub enum Queue {
 pub struct Ls {
     /// The queue's directory
     dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Flags of `canal queue rm`.
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// The queue's directory
+    dir: PathBuf,
+    /// The topic
+    topic: String,
+    /// Do it; without this, it is only said what would be thrown away
+    #[arg(long)]
+    yes: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -46,16 +63,19 @@ pub struct Flush {
 /// Runs the command.
 pub fn run(command: Queue) -> ExitCode {
     match command {
-        Queue::Ls(args) => {
-            let out = Out::new(args.json);
-            match list(&args, out) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(Failure::Mesh(error)) => fail(error.code, &error.message, args.json),
-                // whoever read the output has seen enough
-                Err(_) => ExitCode::SUCCESS,
-            }
-        }
+        Queue::Ls(args) => ended(list(&args, Out::new(args.json)), args.json),
+        Queue::Rm(args) => ended(remove(&args, Out::new(args.json)), args.json),
         Queue::Flush(args) => args.connect.run_detached(async |client, out| flush(client, out, &args).await),
+    }
+}
+
+/// How a command ends that asks no peer.
+fn ended(outcome: Outcome, json: bool) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Mesh(error)) => fail(error.code, &error.message, json),
+        // whoever read the output has seen enough
+        Err(_) => ExitCode::SUCCESS,
     }
 }
 
@@ -123,6 +143,24 @@ fn listed_text(waiting: &[Waiting]) -> String {
         ]
     });
     table(columns, rows)
+}
+
+fn remove(args: &Rm, out: Out) -> Outcome {
+    let queue = open(&args.dir)?;
+    let found = queue.waiting().into_iter().find(|waiting| waiting.topic == args.topic);
+    let what = |events: u64, bytes: u64| format!("{events} events ({}) for `{}`", size(bytes), args.topic);
+    if let Some(waiting) = found.as_ref().filter(|waiting| waiting.events > 0 && !args.yes) {
+        let message = format!(
+            "{} would be thrown away, some of which may have been published; nothing was done: --yes does it",
+            what(waiting.events, waiting.bytes)
+        );
+        return Err(invalid(message).into());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|error| Error::new(Code::Internal, format!("no runtime: {error}")))?;
+    let discarded = runtime.block_on(queue.discard(&args.topic))?;
+    let text = || format!("{} thrown away", what(discarded, found.map_or(0, |waiting| waiting.bytes)));
+    Ok(out.show(|| json!({ "topic": args.topic, "discarded": discarded }), text)?)
 }
 
 async fn flush(client: Result<Client, Error>, out: Out, args: &Flush) -> Outcome {
@@ -217,6 +255,8 @@ mod tests {
             first: 7,
             events: 2,
             bytes: 2048,
+            topic_id: 3,
+            base: 0,
             oldest_ms: Some(1_767_225_600_000),
             trouble: Some(gap),
         };
@@ -229,6 +269,34 @@ mod tests {
         assert_eq!((&json["events"], &json["topics"][0]["error"]["code"]), (&2.into(), &"sequence-gap".into()));
         assert_eq!(json["topics"][1]["error"], Value::Null);
         assert_eq!(json["topics"][0]["oldest_ms"], 1_767_225_600_000_u64);
+    }
+
+    #[test]
+    fn what_waits_is_thrown_away_only_when_that_is_meant() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let put = |topic: &str| {
+            let queue = Store::open(dir.path(), QueueOptions::default()).unwrap();
+            runtime.block_on(queue.put(topic, canal_proto::Event::new("x"))).unwrap()
+        };
+        put("a");
+        put("b");
+        let run = |topic: &str, yes: bool| {
+            let rm = Rm { dir: dir.path().into(), topic: topic.into(), yes, json: true };
+            match remove(&rm, Out::new(true)) {
+                Ok(()) => None,
+                Err(Failure::Mesh(error)) => Some(error),
+                Err(_) => panic!("it failed otherwise"),
+            }
+        };
+        let refused = run("a", false).unwrap();
+        assert_eq!(refused.code, Code::InvalidArgument);
+        assert!(refused.message.starts_with("1 events (") && refused.message.contains("--yes does it"), "{refused}");
+        assert_eq!(open(&dir.path().into()).unwrap().len(), 2);
+        assert_eq!(run("a", true), None);
+        assert_eq!(run("a", true).unwrap().code, Code::UnknownTopic);
+        let waiting = open(&dir.path().into()).unwrap().waiting();
+        assert_eq!((waiting.len(), waiting[0].topic.as_str()), (1, "b"));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub(super) enum Op {
     Insert { topic: String, first: u64, events: Vec<Vec<u8>> },
     /// Events that have receipts.
     Remove { topic: String, sequences: Range<u64> },
+    /// Events of a topic that is forgotten.
+    Discard { topic: String, sequences: Range<u64> },
     /// Only the topic's row has changed.
     Touch { topic: String },
 }
@@ -185,13 +187,20 @@ impl Store {
                         ledger.release(topic, sizes);
                         touched.insert(topic);
                     }
+                    Op::Discard { topic, sequences } => {
+                        for sequence in sequences.clone() {
+                            table.remove((topic.as_str(), sequence))?;
+                        }
+                        touched.insert(topic);
+                    }
                     Op::Touch { topic } => drop(touched.insert(topic)),
                 }
             }
             let mut topics = transaction.open_table(TOPICS)?;
             for topic in touched {
-                if let Some(row) = ledger.topics.get(topic) {
-                    topics.insert(topic.as_str(), row.encode_to_vec().as_slice())?;
+                match ledger.topics.get(topic) {
+                    Some(row) => drop(topics.insert(topic.as_str(), row.encode_to_vec().as_slice())?),
+                    None => drop(topics.remove(topic.as_str())?),
                 }
             }
         }

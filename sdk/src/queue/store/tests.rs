@@ -149,7 +149,7 @@ fn no_crash_loses_or_doubles_a_number() {
                 turn.push(Command::Put { topic, events, reply });
             }
         }
-        keeper.turn(turn);
+        keeper.take(turn);
         for (mut answer, sequences) in replies {
             assert_eq!(answer.try_recv().unwrap(), Ok(sequences));
         }
