@@ -48,6 +48,8 @@ use tokio::sync::{mpsc, oneshot};
 pub use self::hand_over::HandOver;
 use self::hand_over::Place;
 use self::keeper::{Command, Keeper, MAX_TURN, Shared};
+use self::rows::TroubleRow;
+pub use self::status::Status;
 use self::store::Store;
 use crate::Error;
 use crate::client::Client;
@@ -55,6 +57,7 @@ use crate::client::Client;
 mod hand_over;
 mod keeper;
 mod rows;
+mod status;
 mod store;
 
 /// Events that wait at most, unless said otherwise: a reading a second for eleven days.
@@ -113,6 +116,13 @@ pub struct Trouble {
     pub stopped: bool,
 }
 
+impl From<&TroubleRow> for Trouble {
+    fn from(row: &TroubleRow) -> Self {
+        let error = Error::new(Code::try_from(row.code).unwrap_or(Code::Unspecified), row.message.clone());
+        Self { error, stopped: row.stopped }
+    }
+}
+
 /// A durable queue of events to be published. Clones share it; dropping the last one closes it.
 #[derive(Clone)]
 pub struct Queue(Arc<Inner>);
@@ -132,7 +142,7 @@ impl Queue {
     /// `InUse` when it is open already, here or in another process; `InvalidArgument` for options that hold nothing;
     /// `Incompatible` when another version wrote it; `Internal` when the disk refuses.
     pub fn open(dir: impl AsRef<Path>, options: QueueOptions) -> Result<Self, Error> {
-        Self::begin(Store::open(dir.as_ref())?, options)
+        Self::begin(Store::open(dir.as_ref())?, options, Some(dir.as_ref()))
     }
 
     /// Whether there is a queue in this directory.
@@ -140,12 +150,22 @@ impl Queue {
         Store::exists(dir.as_ref())
     }
 
-    fn begin(store: Store, options: QueueOptions) -> Result<Self, Error> {
+    /// What waits in a queue that somebody else has open, here or in another process, as that one last wrote it: within
+    /// a second of each change. None when nobody has it open, or has had it for a moment only.
+    pub fn status(dir: impl AsRef<Path>) -> Option<Status> {
+        status::read(dir.as_ref(), Store::owner(dir.as_ref())?)
+    }
+
+    /// `dir` is where the status is written.
+    fn begin(store: Store, options: QueueOptions, dir: Option<&Path>) -> Result<Self, Error> {
         if options.max_events == 0 {
             return Err(Error::new(Code::InvalidArgument, "a queue of no events holds nothing: give it room for some"));
         }
         let options = QueueOptions { max_bytes: options.max_bytes.max(MIN_BYTES), ..options };
-        let keeper = Keeper::new(store, options)?;
+        let mut keeper = Keeper::new(store, options)?;
+        if let Some(dir) = dir {
+            keeper.write_status(dir)?;
+        }
         let shared = keeper.shared();
         let (commands, receiver) = mpsc::channel(MAX_TURN);
         let thread = std::thread::Builder::new().name("canal-queue".into()).spawn(move || keeper.run(receiver));

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use canal_proto::Code;
-use canal_sdk::queue::{Queue as Store, QueueOptions, Waiting};
+use canal_sdk::queue::{Queue as Store, QueueOptions, Status, Waiting};
 use canal_sdk::{Client, Error};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -14,6 +14,10 @@ use super::connect::{Connect, Failure, Outcome, invalid};
 use super::fail;
 use super::print::{Out, left, moment, printable, right, size, table};
 use super::stop::Stop;
+
+/// How often, and how many times, the owner of a queue is expected to have written what waits.
+const LOOK: Duration = Duration::from_millis(100);
+const LOOKS: u32 = 10;
 
 /// Commands about the queue of `canal pub --queue`.
 #[derive(Debug, Subcommand)]
@@ -89,11 +93,53 @@ fn open(dir: &PathBuf) -> Result<Store, Error> {
 }
 
 fn list(args: &Ls, out: Out) -> Outcome {
-    let waiting = open(&args.dir)?.waiting();
-    Ok(out.show(|| listed_json(&waiting), || listed_text(&waiting))?)
+    match open(&args.dir) {
+        Ok(queue) => {
+            let waiting = queue.waiting();
+            Ok(out.show(|| listed_json(&waiting, None), || listed_text(&waiting))?)
+        }
+        Err(error) if error.code == Code::InUse => {
+            let status = written(&args.dir).ok_or(error)?;
+            let owner = Owner { process: status.process, age: age(status.written_ms) };
+            let text = || format!("{}\n{}", owner.text(), listed_text(&status.waiting));
+            Ok(out.show(|| listed_json(&status.waiting, Some(&owner)), text)?)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
-fn listed_json(waiting: &[Waiting]) -> Value {
+/// Who has the queue open, and how long ago it wrote what waits.
+struct Owner {
+    process: u32,
+    age: Duration,
+}
+
+impl Owner {
+    fn text(&self) -> String {
+        let seconds = self.age.as_secs_f64();
+        format!(
+            "process {} has the queue open; this is what waited when it last changed, {seconds:.1} s ago",
+            self.process
+        )
+    }
+}
+
+/// What the owner of a queue wrote of it. One that has just opened it is about to.
+fn written(dir: &PathBuf) -> Option<Status> {
+    let looks = (0..LOOKS).map(|look| {
+        if look > 0 {
+            std::thread::sleep(LOOK);
+        }
+        Store::status(dir)
+    });
+    looks.flatten().next()
+}
+
+fn age(written_ms: u64) -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_millis(written_ms)).unwrap_or_default()
+}
+
+fn listed_json(waiting: &[Waiting], owner: Option<&Owner>) -> Value {
     let topics = waiting.iter().map(|waiting| {
         let error = waiting.trouble.as_ref().map(|trouble| {
             json!({
@@ -110,7 +156,10 @@ fn listed_json(waiting: &[Waiting]) -> Value {
             "error": error,
         })
     });
+    let open_in =
+        owner.map(|owner| json!({ "process": owner.process, "written_ms_ago": owner.age.as_millis() as u64 }));
     json!({
+        "open_in": open_in,
         "events": waiting.iter().map(|waiting| waiting.events).sum::<u64>(),
         "bytes": waiting.iter().map(|waiting| waiting.bytes).sum::<u64>(),
         "topics": topics.collect::<Vec<_>>(),
@@ -265,10 +314,14 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].starts_with("a/b         2  2.0 KiB      7  2026-01-01 00:00:00Z  abab"), "{text}");
         assert!(lines[1].ends_with("stopped: 5 is\\nexpected") && lines[2].contains("  -  "), "{text}");
-        let json = listed_json(&[one, none]);
+        let json = listed_json(&[one.clone(), none], None);
         assert_eq!((&json["events"], &json["topics"][0]["error"]["code"]), (&2.into(), &"sequence-gap".into()));
         assert_eq!(json["topics"][1]["error"], Value::Null);
         assert_eq!(json["topics"][0]["oldest_ms"], 1_767_225_600_000_u64);
+        assert_eq!(json["open_in"], Value::Null);
+        let owner = Owner { process: 7, age: Duration::from_millis(1500) };
+        assert_eq!(listed_json(&[one], Some(&owner))["open_in"], json!({ "process": 7, "written_ms_ago": 1500 }));
+        assert!(owner.text().starts_with("process 7 has the queue open") && owner.text().ends_with("1.5 s ago"));
     }
 
     #[test]

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 
 use canal_proto::{Code, Event, ProducerId};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::rows::{Ledger, TroubleRow};
+use super::status::Writer;
 use super::store::{Op, Store};
 use super::{QueueOptions, Trouble, Waiting};
 use crate::Error;
@@ -84,6 +86,8 @@ enum Answer {
 }
 
 pub(super) struct Keeper {
+    // before the lock is given up
+    status: Option<Writer>,
     store: Store,
     options: QueueOptions,
     ledger: Ledger,
@@ -94,9 +98,17 @@ impl Keeper {
     pub(super) fn new(store: Store, options: QueueOptions) -> Result<Self, Error> {
         let ledger = store.load()?;
         let shared = Shared { board: Mutex::default(), changed: watch::Sender::new(0) };
-        let keeper = Self { store, options, ledger, shared: std::sync::Arc::new(shared) };
+        let keeper = Self { store, options, ledger, shared: std::sync::Arc::new(shared), status: None };
         keeper.show(0)?;
         Ok(keeper)
+    }
+
+    /// Keeps a file in this directory that says what waits.
+    pub(super) fn write_status(&mut self, dir: &Path) -> Result<(), Error> {
+        let writer = Writer::start(dir.to_owned(), self.shared())?;
+        writer.tell();
+        self.status = Some(writer);
+        Ok(())
     }
 
     pub(super) fn shared(&self) -> std::sync::Arc<Shared> {
@@ -241,10 +253,6 @@ impl Keeper {
             let producer: [u8; 16] = row.producer.as_slice().try_into().map_err(|_| {
                 Error::new(Code::Internal, format!("the queue holds a damaged row of `{topic}`: move it aside"))
             })?;
-            let trouble = row.trouble.as_ref().map(|trouble| Trouble {
-                error: Error::new(Code::try_from(trouble.code).unwrap_or(Code::Unspecified), trouble.message.clone()),
-                stopped: trouble.stopped,
-            });
             let waiting = Waiting {
                 topic: topic.clone(),
                 producer: ProducerId(producer),
@@ -254,12 +262,15 @@ impl Keeper {
                 events: row.waiting(),
                 bytes: row.bytes,
                 oldest_ms,
-                trouble,
+                trouble: row.trouble.as_ref().map(Trouble::from),
             };
             board.topics.insert(topic.clone(), waiting);
         }
         drop(board);
         self.shared.touch();
+        if let Some(status) = &self.status {
+            status.tell();
+        }
         Ok(())
     }
 }

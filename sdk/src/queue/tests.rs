@@ -205,7 +205,7 @@ proptest! {
 #[tokio::test]
 async fn puts_that_arrive_together_share_a_sync_and_are_durable_when_they_return() {
     let disk = Disk::default();
-    let queue = Queue::begin(Store::over(disk.clone()).unwrap(), QueueOptions::default()).unwrap();
+    let queue = Queue::begin(Store::over(disk.clone()).unwrap(), QueueOptions::default(), None).unwrap();
     let before = disk.synced();
     let puts = (0..200).map(|n| {
         let (queue, disk) = (queue.clone(), disk.clone());
@@ -230,7 +230,7 @@ async fn puts_that_arrive_together_share_a_sync_and_are_durable_when_they_return
 #[tokio::test]
 async fn a_disk_that_fails_is_told_from_then_on() {
     let disk = Disk::default();
-    let queue = Queue::begin(Store::over(disk.clone()).unwrap(), QueueOptions::default()).unwrap();
+    let queue = Queue::begin(Store::over(disk.clone()).unwrap(), QueueOptions::default(), None).unwrap();
     queue.put("t", Event::new("kept")).await.unwrap();
     disk.fail();
     for _ in 0..2 {
@@ -240,6 +240,34 @@ async fn a_disk_that_fails_is_told_from_then_on() {
     }
     assert_eq!(queue.emptied().await.unwrap_err().code, Code::Internal);
     assert_eq!(queue.len(), 1);
+}
+
+#[tokio::test]
+async fn who_can_not_open_it_sees_what_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen = async |events: u64| {
+        for _ in 0..500 {
+            match Queue::status(dir.path()) {
+                Some(status) if status.waiting.iter().map(|waiting| waiting.events).sum::<u64>() == events => {
+                    return status;
+                }
+                _ => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+            }
+        }
+        panic!("{events} events are not shown")
+    };
+    let queue = Queue::open(dir.path(), QueueOptions::default()).unwrap();
+    assert!(seen(0).await.waiting.is_empty());
+    for n in 1..=5 {
+        queue.put("t", Event::new(n.to_string())).await.unwrap();
+    }
+    // the last of several changes within a second is shown as well
+    let status = seen(5).await;
+    assert_eq!((status.process, status.waiting), (std::process::id(), queue.waiting()));
+    drop(queue);
+    assert_eq!(Queue::status(dir.path()), None);
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("status")), "{left:?}");
 }
 
 #[tokio::test]

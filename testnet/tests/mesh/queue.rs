@@ -68,10 +68,18 @@ async fn what_is_queued_while_all_peers_are_down_arrives_once_and_in_order() {
         let line = tokio::time::timeout(SOON, told.next_line()).await.unwrap().unwrap();
         assert_eq!(line.unwrap(), format!("t queued as {}", n + 1));
     }
-    // only one may have it
-    let second = run(&["canal", "queue", "ls", &queue], b"").await;
+    // only one may have it, and others may look
+    let second = run(&["canal", "queue", "rm", &queue, "t", "--yes"], b"").await;
     assert_eq!(second.code, Some(i32::from(Code::InUse.exit_code())), "{second:?}");
-    assert!(second.stderr.contains("is open in another process"), "{second:?}");
+    let owner = device.id().unwrap();
+    assert!(second.stderr.contains(&format!("is open in another process ({owner})")), "{second:?}");
+    until("what waits is shown", SOON, async || {
+        let shown = listed(&queue).await;
+        assert_eq!(shown["open_in"]["process"], owner, "{shown}");
+        if shown["events"] == 299 { Ok(()) } else { Err(shown.to_string()) }
+    })
+    .await
+    .unwrap();
     device.start_kill().unwrap();
     device.wait().await.unwrap();
     assert_eq!(listed(&queue).await["events"], 299, "what was told is there");
