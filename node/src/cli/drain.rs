@@ -87,7 +87,8 @@ fn too_short(status: &PeerStatus, others: usize) -> Vec<Stand> {
         let wanted = group.wanted as usize;
         Stand { id: group.id, name: group.name.clone(), replicas: wanted.min(others), wanted }
     });
-    left.filter(|left| others > 0 && left.replicas < left.wanted / 2 + 1).collect()
+    // one that has yet to be told what it wants is told of no number
+    left.filter(|left| others > 0 && left.wanted > 0 && left.replicas < left.wanted / 2 + 1).collect()
 }
 
 fn refusal(short: &[Stand], others: usize) -> String {
@@ -325,7 +326,7 @@ mod tests {
     #[test]
     fn less_than_a_majority_of_what_is_wanted_takes_force() {
         let group = |name: &str, wanted| GroupStatus { name: name.into(), wanted, ..GroupStatus::default() };
-        let groups = vec![group("one", 1), group("three", 3), group("five", 5)];
+        let groups = vec![group("none", 0), group("one", 1), group("three", 3), group("five", 5)];
         let status = PeerStatus { info: peer(1), groups, ..PeerStatus::default() };
         let names = |others| too_short(&status, others).into_iter().map(|stand| stand.name).collect::<Vec<_>>();
         assert!(names(3).is_empty());
