@@ -26,6 +26,7 @@ use crate::state_store::StateStore;
 
 mod events;
 mod kept;
+mod producers;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -170,7 +170,7 @@ mod tests {
         let others = Cli::command();
         let others = others.get_subcommands().filter(|command| command.get_name() != "queue");
         let leaves = others.flat_map(leaves).collect::<Vec<_>>();
-        assert_eq!(leaves.len(), 31);
+        assert_eq!(leaves.len(), 33);
         for (name, json, peer) in leaves {
             assert!(json, "{name}");
             assert_eq!(peer, !matches!(name.as_str(), "start" | "config"), "{name}");
@@ -195,11 +195,14 @@ mod tests {
         for line in [
             "canal topic create plant/t --replicas 3 --group g --json",
             "canal topic ls plant/#",
+            "canal topic producers ls t --limit 5 --from 000102030405060708090a0b0c0d0e0f",
+            "canal topic producers end t 000102030405060708090a0b0c0d0e0f 100102030405060708090a0b0c0d0e0f",
             "canal pub t 21.5 --key s1 --header a=b --header c=d --peer 127.0.0.1:4040",
             "canal pub t -5",
             "canal pub t --stdin",
             "canal pub t x --queue q --no-wait --queue-events 5 --queue-mb 2",
             "canal queue ls q --json",
+            "canal queue rm q plant/t --yes",
             "canal queue flush q --timeout 60 --peer 127.0.0.1:4040",
             "canal sub plant/+ --from earliest --count 3",
             "canal sub t --from 12 --timeout 2.5",
@@ -223,11 +226,14 @@ mod tests {
             "canal pub t x --no-wait",
             "canal pub t x --queue q --queue-events 0",
             "canal queue ls",
+            "canal queue rm q",
             "canal sub t --from yesterday",
             "canal sub t --count 0",
             "canal subscription ls",
             "canal subscription ls t --all",
             "canal topic create t --replicas 10",
+            "canal topic producers end t",
+            "canal topic producers end t 12",
             "canal trigger create x --fn f",
             "canal activation get x 0",
             "canal fn deploy f f.wasm --memory 0",

@@ -35,7 +35,7 @@ pub struct Request {
     /// What is asked.
     #[prost(
         oneof = "Ask",
-        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19, 20, 22, 23, 24, 25, 26, 27"
+        tags = "3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 19, 20, 22, 23, 24, 25, 26, 27, 28"
     )]
     pub ask: Option<Ask>,
 }
@@ -110,10 +110,13 @@ pub enum Ask {
     Subscription(SubscriptionAsk),
     /// Lists the durable subscriptions of a topic. Any replica of its group answers.
     #[prost(message, tag = "26")]
-    Subscriptions(TopicStatusAsk),
+    Subscriptions(SubscriptionsAsk),
     /// Begins to empty this peer, or gives that up.
     #[prost(message, tag = "27")]
     Drain(DrainAsk),
+    /// Lists the producers that a topic remembers. Any replica of its group answers.
+    #[prost(message, tag = "28")]
+    Producers(ProducersAsk),
 }
 
 /// Removes a replica that its group has let go.
@@ -161,6 +164,59 @@ pub struct SubscriptionAsk {
     /// The change; its topic id may be 0: whatever has the name.
     #[prost(message, required, tag = "2")]
     pub change: SubscriptionChange,
+}
+
+/// Lists durable subscriptions of a topic.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SubscriptionsAsk {
+    /// Name of the topic.
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    /// Only the one with this name. Empty: all.
+    #[prost(string, tag = "2")]
+    pub name: String,
+}
+
+/// Lists producers of a topic.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ProducersAsk {
+    /// Name of the topic.
+    #[prost(string, tag = "1")]
+    pub topic: String,
+    /// Those from this id on, 16 bytes. Empty: from the first.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub from: Bytes,
+    /// At most so many; 0, and above what a page holds: a page.
+    #[prost(uint32, tag = "3")]
+    pub limit: u32,
+}
+
+/// Producers that a topic remembers.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Producers {
+    /// The producers, by id.
+    #[prost(message, repeated, tag = "1")]
+    pub producers: Vec<ProducerInfo>,
+    /// The id of the next one, if there are more; empty: there are none.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub next: Bytes,
+    /// Producers that the topic remembers in all.
+    #[prost(uint64, tag = "3")]
+    pub all: u64,
+}
+
+/// A producer that a topic remembers.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ProducerInfo {
+    /// Its id, 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub producer: Bytes,
+    /// The last sequence that was appended.
+    #[prost(uint64, tag = "2")]
+    pub last_sequence: u64,
+    /// Offset of the event with it.
+    #[prost(uint64, optional, tag = "3")]
+    pub newest: Option<u64>,
 }
 
 /// Durable subscriptions.
@@ -655,7 +711,8 @@ pub struct GroupStatus {
     /// Effects in the outbox.
     #[prost(uint64, tag = "14")]
     pub outbox: u64,
-    /// Topics, by id, with their next offsets.
+    /// Topics, by id, without what has to be counted or read: segments, who holds events back, durable subscriptions.
+    /// Those are in an [`Ask::TopicStatus`].
     #[prost(message, repeated, tag = "15")]
     pub topics: Vec<TopicStatus>,
     /// Lag of each trigger.
@@ -739,7 +796,7 @@ pub struct Response {
     #[prost(uint64, tag = "1")]
     pub id: u64,
     /// The answer.
-    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "Answer", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     pub answer: Option<Answer>,
 }
 
@@ -797,6 +854,9 @@ pub enum Answer {
     /// To [`Ask::Subscriptions`].
     #[prost(message, tag = "18")]
     Subscriptions(Subscriptions),
+    /// To [`Ask::Producers`].
+    #[prost(message, tag = "19")]
+    Producers(Producers),
 }
 
 /// Nothing to say.
@@ -969,6 +1029,24 @@ mod tests {
     fn pinned<M: Message + Default + PartialEq + std::fmt::Debug>(message: &M, bytes: &[u8]) {
         assert_eq!(message.encode_to_vec(), bytes);
         assert_eq!(M::decode(bytes).as_ref(), Ok(message));
+    }
+
+    #[test]
+    fn what_is_asked_of_subscriptions_and_producers_is_pinned() {
+        // as before a name could be given: all
+        let ask = |name: &str| {
+            let ask = Ask::Subscriptions(SubscriptionsAsk { topic: "t".into(), name: name.into() });
+            Request { id: 1, deadline_ms: 0, ask: Some(ask) }
+        };
+        pinned(&ask(""), b"\x08\x01\xd2\x01\x03\x0a\x01t");
+        pinned(&ask("n"), b"\x08\x01\xd2\x01\x06\x0a\x01t\x12\x01n");
+        pinned(
+            &ProducersAsk { topic: "t".into(), from: Bytes::from_static(b"p"), limit: 300 },
+            b"\x0a\x01t\x12\x01p\x18\xac\x02",
+        );
+        let producer = ProducerInfo { producer: Bytes::from_static(b"p"), last_sequence: 300, newest: Some(0) };
+        let page = Producers { producers: vec![producer], next: Bytes::from_static(b"q"), all: 2 };
+        pinned(&page, b"\x0a\x08\x0a\x01p\x10\xac\x02\x18\x00\x12\x01q\x18\x02");
     }
 
     #[test]

@@ -10,10 +10,10 @@ use canal_proto::catalog::{
 use canal_proto::log::ActivationRecord;
 use canal_proto::peer::PeerInfo;
 use canal_proto::request::{
-    ActivationsAsk, Answer, Ask, CatalogAsk, CatalogView, DrainAsk, GroupStatus, PeerStatus, PeerStatusAsk, PeersAsk,
-    TopicStatus, TopicStatusAsk,
+    ActivationsAsk, Answer, Ask, CatalogAsk, CatalogView, DrainAsk, EndProducer, GroupStatus, PeerStatus,
+    PeerStatusAsk, PeersAsk, Producers, ProducersAsk, TopicStatus, TopicStatusAsk,
 };
-use canal_proto::{Code, GroupId, Pattern, TopicName};
+use canal_proto::{Code, GroupId, Pattern, ProducerId, TopicName};
 
 use crate::Error;
 use crate::client::{Client, Target};
@@ -113,6 +113,29 @@ impl Client {
             Answer::TopicStatus(status) => Ok(status),
             _ => Err(Error::unexpected("a topic's status")),
         }
+    }
+
+    /// The producers that a topic remembers, by id, from this one on: a page of them, which says where the next begins.
+    ///
+    /// # Errors
+    /// `UnknownTopic`; those of [`Client::call`].
+    pub async fn producers(&self, topic: &str, from: Option<ProducerId>, limit: u32) -> Result<Producers, Error> {
+        let from = from.map(|from| from.to_vec().into()).unwrap_or_default();
+        let ask = Ask::Producers(ProducersAsk { topic: topic.into(), from, limit });
+        match self.call(Target::Topic(topic.into()), ask).await? {
+            Answer::Producers(producers) => Ok(producers),
+            _ => Err(Error::unexpected("a question for producers")),
+        }
+    }
+
+    /// Ends a producer of a topic: the topic forgets it, and what it sends from then on is refused as a gap. Nothing is
+    /// done if it is not known there, or its last sequence is another one.
+    ///
+    /// # Errors
+    /// `UnknownTopic`; those of [`Client::call`].
+    pub async fn end_producer(&self, topic: &str, producer: ProducerId, last_sequence: u64) -> Result<(), Error> {
+        let end = EndProducer { topic: topic.into(), producer: producer.to_vec().into(), last_sequence };
+        self.call(Target::Topic(topic.into()), Ask::EndProducer(end)).await.map(|_| ())
     }
 
     /// Creates a trigger. Its id and creation time are the catalog's to set.

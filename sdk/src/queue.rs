@@ -7,9 +7,13 @@
 //! the group, and wherever a crash falls: after the receipt and before the removal, the event is sent again and
 //! answered as a duplicate.
 //!
-//! The queue is bounded; when it is full, a put is refused with [`Code::WouldBlock`] and nothing is dropped. One process
-//! has it open at a time. What keeps a topic's events waiting is told by [`Queue::waiting`]; a topic never holds up
-//! another.
+//! A topic that is removed and made again under its name is another one: what still waits is published to it by a new
+//! producer, in the same order.
+//!
+//! The queue is bounded over all topics; when it is full, a put is refused with [`Code::WouldBlock`] and nothing is
+//! dropped. One process has it open at a time. What keeps a topic's events waiting is told by [`Queue::waiting`]; a topic
+//! never holds up another while there is room, and one that never gets its receipts can be given up with
+//! [`Queue::discard`].
 //!
 //! ```no_run
 //! use canal_sdk::queue::{Queue, QueueOptions};
@@ -42,7 +46,10 @@ use prost::Message;
 use tokio::sync::{mpsc, oneshot};
 
 pub use self::hand_over::HandOver;
+use self::hand_over::Place;
 use self::keeper::{Command, Keeper, MAX_TURN, Shared};
+use self::rows::TroubleRow;
+pub use self::status::Status;
 use self::store::Store;
 use crate::Error;
 use crate::client::Client;
@@ -50,6 +57,7 @@ use crate::client::Client;
 mod hand_over;
 mod keeper;
 mod rows;
+mod status;
 mod store;
 
 /// Events that wait at most, unless said otherwise: a reading a second for eleven days.
@@ -82,8 +90,13 @@ pub struct Waiting {
     pub topic: String,
     /// The producer under which its events are published.
     pub producer: ProducerId,
-    /// Sequence of the oldest event without a receipt; of the next one when none waits.
+    /// Id of the topic that they are for; 0: it has not been found yet.
+    pub topic_id: u64,
+    /// The queue's sequence of the oldest event without a receipt; of the next one when none waits.
     pub first: u64,
+    /// Sequences up to this one were those of earlier producers, for earlier topics of this name: the oldest event is
+    /// published as `first - base`.
+    pub base: u64,
     /// Events without a receipt.
     pub events: u64,
     /// Their bytes, as they are stored.
@@ -101,6 +114,13 @@ pub struct Trouble {
     pub error: Error,
     /// Nothing is tried any more for this topic until the hand-over is begun anew; else it goes on by itself.
     pub stopped: bool,
+}
+
+impl From<&TroubleRow> for Trouble {
+    fn from(row: &TroubleRow) -> Self {
+        let error = Error::new(Code::try_from(row.code).unwrap_or(Code::Unspecified), row.message.clone());
+        Self { error, stopped: row.stopped }
+    }
 }
 
 /// A durable queue of events to be published. Clones share it; dropping the last one closes it.
@@ -122,7 +142,7 @@ impl Queue {
     /// `InUse` when it is open already, here or in another process; `InvalidArgument` for options that hold nothing;
     /// `Incompatible` when another version wrote it; `Internal` when the disk refuses.
     pub fn open(dir: impl AsRef<Path>, options: QueueOptions) -> Result<Self, Error> {
-        Self::begin(Store::open(dir.as_ref())?, options)
+        Self::begin(Store::open(dir.as_ref())?, options, Some(dir.as_ref()))
     }
 
     /// Whether there is a queue in this directory.
@@ -130,12 +150,22 @@ impl Queue {
         Store::exists(dir.as_ref())
     }
 
-    fn begin(store: Store, options: QueueOptions) -> Result<Self, Error> {
+    /// What waits in a queue that somebody else has open, here or in another process, as that one last wrote it: within
+    /// a second of each change. None when nobody has it open, or has had it for a moment only.
+    pub fn status(dir: impl AsRef<Path>) -> Option<Status> {
+        status::read(dir.as_ref(), Store::owner(dir.as_ref())?)
+    }
+
+    /// `dir` is where the status is written.
+    fn begin(store: Store, options: QueueOptions, dir: Option<&Path>) -> Result<Self, Error> {
         if options.max_events == 0 {
             return Err(Error::new(Code::InvalidArgument, "a queue of no events holds nothing: give it room for some"));
         }
         let options = QueueOptions { max_bytes: options.max_bytes.max(MIN_BYTES), ..options };
-        let keeper = Keeper::new(store, options)?;
+        let mut keeper = Keeper::new(store, options)?;
+        if let Some(dir) = dir {
+            keeper.write_status(dir)?;
+        }
         let shared = keeper.shared();
         let (commands, receiver) = mpsc::channel(MAX_TURN);
         let thread = std::thread::Builder::new().name("canal-queue".into()).spawn(move || keeper.run(receiver));
@@ -171,6 +201,20 @@ impl Queue {
             encoded.push(event.encode_to_vec());
         }
         self.ask(|reply| Command::Put { topic: topic.to_owned(), events: encoded, reply }).await
+    }
+
+    /// Gives up what waits for a topic, and forgets the topic: how many events that were. What is put in later begins
+    /// anew. Events that were sent and have no receipt may have been published.
+    ///
+    /// # Errors
+    /// `UnknownTopic` when nothing was ever put in for it; `InUse` while the queue is handed over; `Internal` when the
+    /// disk has failed.
+    pub async fn discard(&self, topic: &str) -> Result<u64, Error> {
+        if self.0.handing_over.swap(true, Ordering::SeqCst) {
+            return Err(Error::new(Code::InUse, "this queue is being handed over: stop that first"));
+        }
+        let _place = Place(self.clone());
+        self.ask(|reply| Command::Discard { topic: topic.to_owned(), reply }).await
     }
 
     /// What waits, by topic.

@@ -184,6 +184,9 @@ async fn a_producer_that_was_ended_stops_its_topic_and_no_other() {
     put_all(&queue, "t", 3..5).await;
     put_all(&queue, "other", 0..2).await;
     assert!(troubled(&queue, "t", Code::SequenceGap).await);
+    let gap = waiting(&queue, "t").trouble.unwrap().error.message;
+    assert!(gap.contains("goes on at event 4 of its producer") && gap.contains("it was ended"), "{gap}");
+    assert!(gap.contains("`canal queue rm` gives up what waits"), "{gap}");
     assert_eq!(queue.emptied().await.unwrap_err().code, Code::SequenceGap, "only what is stopped is left");
     assert_eq!((fake.logged("t"), fake.logged("other")), (names(0..3), names(0..2)));
     assert_eq!(waiting(&queue, "t").events, 2);
@@ -194,6 +197,90 @@ async fn a_producer_that_was_ended_stops_its_topic_and_no_other() {
     assert!(waiting(&queue, "t").trouble.unwrap().stopped);
     put_all(&queue, "t", 5..6).await;
     assert_eq!(waiting(&queue, "t").events, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_is_made_again_gets_what_waits_from_a_new_producer() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::new(1);
+    fake.topic("t", 1);
+    let queue = open(dir.path());
+    let handing_over = queue.hand_over(fake.client(1)).unwrap();
+    put_all(&queue, "t", 0..3).await;
+    queue.emptied().await.unwrap();
+    let before = waiting(&queue, "t");
+    fake.remove_topic("t");
+    fake.topic("t", 1);
+    // the publisher stands, and takes the topic for the one before
+    put_all(&queue, "t", 3..5).await;
+    queue.emptied().await.unwrap();
+    assert_eq!(fake.logged("t"), names(3..5));
+    let after = waiting(&queue, "t");
+    assert!(after.producer != before.producer && after.topic_id > before.topic_id, "{before:?}, {after:?}");
+    assert_eq!((before.base, after.base, after.first), (0, 3, 6));
+    handing_over.stop().await;
+    drop(queue);
+
+    // appended without a receipt, then the topic goes, then the device restarts: twice
+    for from in [6, 20] {
+        let queue = open(dir.path());
+        let handing_over = queue.hand_over(fake.client(1)).unwrap();
+        put_all(&queue, "t", from - 1..from).await;
+        queue.emptied().await.unwrap();
+        fake.behave(1, Behaviour::Silent);
+        let seen = fake.logged("t").len();
+        put_all(&queue, "t", from..from + 4).await;
+        while fake.logged("t").len() <= seen {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        handing_over.stop().await;
+        drop(queue);
+        fake.remove_topic("t");
+        fake.behave(1, Behaviour::Well);
+        let queue = open(dir.path());
+        let handing_over = queue.hand_over(fake.client(1)).unwrap();
+        assert!(!troubled(&queue, "t", Code::UnknownTopic).await);
+        fake.topic("t", 1);
+        put_all(&queue, "t", from + 4..from + 6).await;
+        queue.emptied().await.unwrap();
+        assert_eq!(fake.logged("t"), names(from..from + 6));
+        // and once more it is the same topic: nothing is numbered anew
+        let producer = waiting(&queue, "t").producer;
+        handing_over.stop().await;
+        let handing_over = queue.hand_over(fake.client(1)).unwrap();
+        put_all(&queue, "t", from + 6..from + 8).await;
+        queue.emptied().await.unwrap();
+        assert_eq!((waiting(&queue, "t").producer, fake.logged("t")), (producer, names(from..from + 8)));
+        handing_over.stop().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_topic_can_be_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::new(1);
+    fake.topic("t", 1);
+    let queue = Queue::open(dir.path(), QueueOptions { max_events: 5, ..QueueOptions::default() }).unwrap();
+    put_all(&queue, "nowhere", 0..5).await;
+    let error = queue.put("t", Event::new("e0")).await.unwrap_err();
+    assert_eq!(error.code, Code::WouldBlock);
+    assert!(error.message.contains("5 events and") && error.message.contains("for `nowhere`"), "{error}");
+    let handing_over = queue.hand_over(fake.client(1)).unwrap();
+    assert_eq!(queue.discard("nowhere").await.unwrap_err().code, Code::InUse);
+    handing_over.stop().await;
+    assert_eq!(queue.discard("nowhere").await.unwrap(), 5);
+    assert_eq!(queue.discard("nowhere").await.unwrap_err().code, Code::UnknownTopic);
+    assert!(queue.waiting().is_empty() && queue.is_empty());
+    drop(queue);
+    // it stays so, and the topic may be put to again
+    let queue = open(dir.path());
+    assert!(queue.waiting().is_empty());
+    let _handing_over = queue.hand_over(fake.client(1)).unwrap();
+    put_all(&queue, "t", 0..3).await;
+    put_all(&queue, "nowhere", 0..2).await;
+    fake.topic("nowhere", 1);
+    queue.emptied().await.unwrap();
+    assert_eq!((fake.logged("t"), fake.logged("nowhere")), (names(0..3), names(0..2)));
 }
 
 #[tokio::test(start_paused = true)]

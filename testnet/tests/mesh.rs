@@ -15,6 +15,8 @@ mod crash;
 mod demo;
 #[path = "mesh/disks.rs"]
 mod disks;
+#[path = "mesh/drain.rs"]
+mod drain;
 #[path = "mesh/durable.rs"]
 mod durable;
 #[path = "mesh/emulated.rs"]

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use canal_proto::Code;
-use canal_sdk::queue::{Queue as Store, QueueOptions, Waiting};
+use canal_sdk::queue::{Queue as Store, QueueOptions, Status, Waiting};
 use canal_sdk::{Client, Error};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -15,11 +15,17 @@ use super::fail;
 use super::print::{Out, left, moment, printable, right, size, table};
 use super::stop::Stop;
 
+/// How often, and how many times, the owner of a queue is expected to have written what waits.
+const LOOK: Duration = Duration::from_millis(100);
+const LOOKS: u32 = 10;
+
 /// Commands about the queue of `canal pub --queue`.
 #[derive(Debug, Subcommand)]
 pub enum Queue {
     /// List what waits, and why
     Ls(Ls),
+    /// Give up what waits for a topic: its events are thrown away
+    Rm(Rm),
     /// Hand over what waits, until nothing does or no receipt has come for the deadline
     Flush(Flush),
 }
@@ -29,6 +35,21 @@ pub enum Queue {
 pub struct Ls {
     /// The queue's directory
     dir: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Flags of `canal queue rm`.
+#[derive(Debug, Args)]
+pub struct Rm {
+    /// The queue's directory
+    dir: PathBuf,
+    /// The topic
+    topic: String,
+    /// Do it; without this, it is only said what would be thrown away
+    #[arg(long)]
+    yes: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -46,16 +67,19 @@ pub struct Flush {
 /// Runs the command.
 pub fn run(command: Queue) -> ExitCode {
     match command {
-        Queue::Ls(args) => {
-            let out = Out::new(args.json);
-            match list(&args, out) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(Failure::Mesh(error)) => fail(error.code, &error.message, args.json),
-                // whoever read the output has seen enough
-                Err(_) => ExitCode::SUCCESS,
-            }
-        }
+        Queue::Ls(args) => ended(list(&args, Out::new(args.json)), args.json),
+        Queue::Rm(args) => ended(remove(&args, Out::new(args.json)), args.json),
         Queue::Flush(args) => args.connect.run_detached(async |client, out| flush(client, out, &args).await),
+    }
+}
+
+/// How a command ends that asks no peer.
+fn ended(outcome: Outcome, json: bool) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Mesh(error)) => fail(error.code, &error.message, json),
+        // whoever read the output has seen enough
+        Err(_) => ExitCode::SUCCESS,
     }
 }
 
@@ -69,11 +93,53 @@ fn open(dir: &PathBuf) -> Result<Store, Error> {
 }
 
 fn list(args: &Ls, out: Out) -> Outcome {
-    let waiting = open(&args.dir)?.waiting();
-    Ok(out.show(|| listed_json(&waiting), || listed_text(&waiting))?)
+    match open(&args.dir) {
+        Ok(queue) => {
+            let waiting = queue.waiting();
+            Ok(out.show(|| listed_json(&waiting, None), || listed_text(&waiting))?)
+        }
+        Err(error) if error.code == Code::InUse => {
+            let status = written(&args.dir).ok_or(error)?;
+            let owner = Owner { process: status.process, age: age(status.written_ms) };
+            let text = || format!("{}\n{}", owner.text(), listed_text(&status.waiting));
+            Ok(out.show(|| listed_json(&status.waiting, Some(&owner)), text)?)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
-fn listed_json(waiting: &[Waiting]) -> Value {
+/// Who has the queue open, and how long ago it wrote what waits.
+struct Owner {
+    process: u32,
+    age: Duration,
+}
+
+impl Owner {
+    fn text(&self) -> String {
+        let seconds = self.age.as_secs_f64();
+        format!(
+            "process {} has the queue open; this is what waited when it last changed, {seconds:.1} s ago",
+            self.process
+        )
+    }
+}
+
+/// What the owner of a queue wrote of it. One that has just opened it is about to.
+fn written(dir: &PathBuf) -> Option<Status> {
+    let looks = (0..LOOKS).map(|look| {
+        if look > 0 {
+            std::thread::sleep(LOOK);
+        }
+        Store::status(dir)
+    });
+    looks.flatten().next()
+}
+
+fn age(written_ms: u64) -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_millis(written_ms)).unwrap_or_default()
+}
+
+fn listed_json(waiting: &[Waiting], owner: Option<&Owner>) -> Value {
     let topics = waiting.iter().map(|waiting| {
         let error = waiting.trouble.as_ref().map(|trouble| {
             json!({
@@ -90,7 +156,10 @@ fn listed_json(waiting: &[Waiting]) -> Value {
             "error": error,
         })
     });
+    let open_in =
+        owner.map(|owner| json!({ "process": owner.process, "written_ms_ago": owner.age.as_millis() as u64 }));
     json!({
+        "open_in": open_in,
         "events": waiting.iter().map(|waiting| waiting.events).sum::<u64>(),
         "bytes": waiting.iter().map(|waiting| waiting.bytes).sum::<u64>(),
         "topics": topics.collect::<Vec<_>>(),
@@ -123,6 +192,24 @@ fn listed_text(waiting: &[Waiting]) -> String {
         ]
     });
     table(columns, rows)
+}
+
+fn remove(args: &Rm, out: Out) -> Outcome {
+    let queue = open(&args.dir)?;
+    let found = queue.waiting().into_iter().find(|waiting| waiting.topic == args.topic);
+    let what = |events: u64, bytes: u64| format!("{events} events ({}) for `{}`", size(bytes), args.topic);
+    if let Some(waiting) = found.as_ref().filter(|waiting| waiting.events > 0 && !args.yes) {
+        let message = format!(
+            "{} would be thrown away, some of which may have been published; nothing was done: --yes does it",
+            what(waiting.events, waiting.bytes)
+        );
+        return Err(invalid(message).into());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    let runtime = runtime.map_err(|error| Error::new(Code::Internal, format!("no runtime: {error}")))?;
+    let discarded = runtime.block_on(queue.discard(&args.topic))?;
+    let text = || format!("{} thrown away", what(discarded, found.map_or(0, |waiting| waiting.bytes)));
+    Ok(out.show(|| json!({ "topic": args.topic, "discarded": discarded }), text)?)
 }
 
 async fn flush(client: Result<Client, Error>, out: Out, args: &Flush) -> Outcome {
@@ -217,6 +304,8 @@ mod tests {
             first: 7,
             events: 2,
             bytes: 2048,
+            topic_id: 3,
+            base: 0,
             oldest_ms: Some(1_767_225_600_000),
             trouble: Some(gap),
         };
@@ -225,10 +314,42 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].starts_with("a/b         2  2.0 KiB      7  2026-01-01 00:00:00Z  abab"), "{text}");
         assert!(lines[1].ends_with("stopped: 5 is\\nexpected") && lines[2].contains("  -  "), "{text}");
-        let json = listed_json(&[one, none]);
+        let json = listed_json(&[one.clone(), none], None);
         assert_eq!((&json["events"], &json["topics"][0]["error"]["code"]), (&2.into(), &"sequence-gap".into()));
         assert_eq!(json["topics"][1]["error"], Value::Null);
         assert_eq!(json["topics"][0]["oldest_ms"], 1_767_225_600_000_u64);
+        assert_eq!(json["open_in"], Value::Null);
+        let owner = Owner { process: 7, age: Duration::from_millis(1500) };
+        assert_eq!(listed_json(&[one], Some(&owner))["open_in"], json!({ "process": 7, "written_ms_ago": 1500 }));
+        assert!(owner.text().starts_with("process 7 has the queue open") && owner.text().ends_with("1.5 s ago"));
+    }
+
+    #[test]
+    fn what_waits_is_thrown_away_only_when_that_is_meant() {
+        let dir = tempfile::tempdir().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let put = |topic: &str| {
+            let queue = Store::open(dir.path(), QueueOptions::default()).unwrap();
+            runtime.block_on(queue.put(topic, canal_proto::Event::new("x"))).unwrap()
+        };
+        put("a");
+        put("b");
+        let run = |topic: &str, yes: bool| {
+            let rm = Rm { dir: dir.path().into(), topic: topic.into(), yes, json: true };
+            match remove(&rm, Out::new(true)) {
+                Ok(()) => None,
+                Err(Failure::Mesh(error)) => Some(error),
+                Err(_) => panic!("it failed otherwise"),
+            }
+        };
+        let refused = run("a", false).unwrap();
+        assert_eq!(refused.code, Code::InvalidArgument);
+        assert!(refused.message.starts_with("1 events (") && refused.message.contains("--yes does it"), "{refused}");
+        assert_eq!(open(&dir.path().into()).unwrap().len(), 2);
+        assert_eq!(run("a", true), None);
+        assert_eq!(run("a", true).unwrap().code, Code::UnknownTopic);
+        let waiting = open(&dir.path().into()).unwrap().waiting();
+        assert_eq!((waiting.len(), waiting[0].topic.as_str()), (1, "b"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use super::connect::{Connect, Outcome, Reading};
 use super::print::{Out, object};
 use crate::config::Span;
 
+mod producers;
 mod show;
 
 use show::{info_json, info_text, retention_json, retention_text, topic_json, topics_text};
@@ -31,6 +32,9 @@ pub enum Topic {
     Set(Set),
     /// Remove a topic and its events
     Rm(Named),
+    /// List and end the producers that a topic remembers
+    #[command(subcommand)]
+    Producers(producers::Producers),
 }
 
 /// Flags of `canal topic create`.
@@ -160,6 +164,7 @@ pub fn run(command: Topic) -> ExitCode {
         Topic::Ls(args) => args.connect.run(async |client, out| ls(client, out, &args).await),
         Topic::Set(args) => args.connect.run(async |client, out| set(client, out, &args).await),
         Topic::Info(args) => args.connect.run(async |client, out| info(client, out, &args.name, args.reading).await),
+        Topic::Producers(command) => producers::run(command),
         Topic::Rm(args) => args.connect.run(async |client, out| {
             client.remove_topic(&args.name).await?;
             let name = &args.name;

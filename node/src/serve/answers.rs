@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use canal_consensus::{GroupHandle, Refused, Reply};
-use canal_proto::catalog::{CatalogCommand, CatalogReply, Change, FunctionInfo};
+use canal_proto::catalog::{CatalogCommand, CatalogReply, Change, FunctionInfo, Retention};
 use canal_proto::limits::MAX_SCAN;
 use canal_proto::log::Kind;
 use canal_proto::peer::{PeerInfo, Replica};
 use canal_proto::request::{
     Activations, ActivationsAsk, Answer, ApplySpec, Ask, Blob, BlobAsk, CatalogAsk, CatalogView, Consistency, Done,
-    EndProducer, GroupStatus, PeerStatus, PieceAsk, RefusedCount, StateGet, StateList, StatePut, StateRows,
-    TopicStatus, TriggerLag,
+    EndProducer, GroupStatus, PeerStatus, PieceAsk, Producers, ProducersAsk, RefusedCount, StateGet, StateList,
+    StatePut, StateRows, TopicStatus, TriggerLag,
 };
 use canal_proto::{Code, ContentHash, GroupId, Pattern, PeerId, TopicId, TriggerId, WireError};
 use canal_topology::{Candidate, Objective};
@@ -25,6 +25,8 @@ type Answered = Result<Answer, WireError>;
 const ACTIVATIONS: u32 = 50;
 /// Records of activations in one answer: with full logs, they still fit a frame.
 const MAX_ACTIVATIONS: u32 = 200;
+/// Producers in one answer: with as many runs as each may have, their rows are read in moments.
+const MAX_PRODUCERS_PAGE: u32 = 500;
 /// How long after its start a peer waits for others to become known, before it places a group on fewer than wanted.
 const SETTLE: Duration = Duration::from_secs(4);
 /// Replicas of a group that says nothing of them.
@@ -47,7 +49,7 @@ pub async fn answer(node: &Node, peer: PeerId, between_peers: bool, ask: Ask) ->
         Ask::Activations(ask) => activations(node, ask).await,
         Ask::GroupStatus(id) => group_status(node, GroupId(id)).await,
         Ask::Peers(_) => Ok(super::peers::all(node)),
-        Ask::PeerStatus(_) => Ok(Answer::PeerStatus(peer_status(node)?)),
+        Ask::PeerStatus(_) => peer_status(node).await.map(Answer::PeerStatus),
         Ask::CreateReplica(_) | Ask::ApplySpec(_) | Ask::Gossip(_) | Ask::RemoveReplica(_) | Ask::Piece(_)
             if !between_peers =>
         {
@@ -58,7 +60,8 @@ pub async fn answer(node: &Node, peer: PeerId, between_peers: bool, ask: Ask) ->
         Ask::RemoveReplica(ask) => super::replicas::remove(node, peer, ask).await,
         Ask::Piece(ask) => piece(node, ask).await,
         Ask::Subscription(ask) => super::subscriptions::change(node, ask).await,
-        Ask::Subscriptions(ask) => super::subscriptions::list(node, &ask.topic).await,
+        Ask::Subscriptions(ask) => super::subscriptions::list(node, ask).await,
+        Ask::Producers(ask) => producers(node, ask).await,
         Ask::CreateReplica(seed) => super::replicas::create(node, peer, seed).await,
         Ask::ApplySpec(ask) => apply_spec(node, ask).await,
     }
@@ -103,37 +106,34 @@ async fn topic_status(node: &Node, name: &str) -> Answered {
     status.map(Answer::TopicStatus).ok_or_else(|| crate::node::unknown_topic(name))
 }
 
-/// How a topic stands, with what has to be counted.
+/// How a topic stands, with what has to be counted and read: it may take a while.
 fn whole_status_of(group: &GroupHandle, topic: TopicId) -> Result<Option<TopicStatus>, WireError> {
-    let Some(status) = status_of(group, topic)? else { return Ok(None) };
-    let view = group.view();
-    let segments = view.segments(topic).map_err(internal)?;
-    let spec = &group.status().spec;
-    let held_by = view.retention(topic, crate::node::now_ms()).map_err(internal)?.held_by.and_then(|held_by| {
-        let trigger = spec.triggers.iter().find(|trigger| trigger.info.id == held_by.0);
-        trigger.map(|trigger| trigger.info.name.clone())
-    });
-    Ok(Some(TopicStatus {
-        segments: segments.len() as u64,
-        segment_bytes: segments.iter().map(|segment| segment.size).sum(),
-        retention: spec.topics.iter().find(|hosted| hosted.id == topic.0).and_then(|hosted| hosted.retention),
-        held_by: held_by.unwrap_or_default(),
-        subscriptions: view.subscriptions(topic).map_err(internal)?,
-        ..status
-    }))
-}
-
-fn status_of(group: &GroupHandle, topic: TopicId) -> Result<Option<TopicStatus>, WireError> {
-    let view = group.view();
-    let Some(row) = view.topic(topic).map_err(internal)? else { return Ok(None) };
-    let segments = view.segments(topic).map_err(internal)?;
     let spec = group.status().spec;
     let retention = spec.topics.iter().find(|hosted| hosted.id == topic.0).and_then(|hosted| hosted.retention);
+    let Some(status) = status_of(group, topic, retention)? else { return Ok(None) };
+    let view = group.view();
+    let segments = view.segments(topic).map_err(internal)?;
     let held_by = match retention {
         Some(_) => view.retention(topic, crate::node::now_ms()).map_err(internal)?.held_by,
         None => None,
     };
     let held_by = held_by.and_then(|id| spec.triggers.iter().find(|trigger| trigger.info.id == id.0));
+    Ok(Some(TopicStatus {
+        segments: segments.len() as u64,
+        segment_bytes: segments.iter().map(|segment| segment.size).sum(),
+        held_by: held_by.map(|trigger| trigger.info.name.clone()).unwrap_or_default(),
+        subscriptions: view.subscriptions(topic).map_err(internal)?,
+        ..status
+    }))
+}
+
+/// What a topic's own row says of it.
+fn status_of(
+    group: &GroupHandle,
+    topic: TopicId,
+    retention: Option<Retention>,
+) -> Result<Option<TopicStatus>, WireError> {
+    let Some(row) = group.view().topic(topic).map_err(internal)? else { return Ok(None) };
     Ok(Some(TopicStatus {
         id: topic.0,
         group: group.id().0,
@@ -143,12 +143,24 @@ fn status_of(group: &GroupHandle, topic: TopicId) -> Result<Option<TopicStatus>,
         sealed: row.sealed,
         producers: row.producers,
         bytes: row.bytes,
-        segments: segments.len() as u64,
-        segment_bytes: segments.iter().map(|segment| segment.size).sum(),
         retention,
-        held_by: held_by.map(|trigger| trigger.info.name.clone()).unwrap_or_default(),
-        subscriptions: view.subscriptions(topic).map_err(internal)?,
+        ..TopicStatus::default()
     }))
+}
+
+async fn producers(node: &Node, ask: ProducersAsk) -> Answered {
+    let Some((group, topic)) = node.hosting(&ask.topic) else { return Err(node.elsewhere(&ask.topic).await) };
+    let limit = match ask.limit {
+        0 => MAX_PRODUCERS_PAGE,
+        limit => limit.min(MAX_PRODUCERS_PAGE),
+    } as usize;
+    let page = tokio::task::spawn_blocking(move || {
+        let view = group.view();
+        let row = view.topic(topic).map_err(internal)?.ok_or_else(|| crate::node::unknown_topic(&ask.topic))?;
+        let (producers, next) = view.producers(topic, &ask.from, limit).map_err(internal)?;
+        Ok(Answer::Producers(Producers { producers, next: next.unwrap_or_default(), all: row.producers }))
+    });
+    page.await.map_err(internal)?
 }
 
 async fn change(node: &Node, mut command: CatalogCommand) -> Answered {
@@ -357,15 +369,17 @@ async fn group_status(node: &Node, id: GroupId) -> Answered {
             format!("the replica of group {id} on this peer is damaged; ask another"),
         ));
     }
-    full_status(&group).map(Answer::GroupStatus)
+    tokio::task::spawn_blocking(move || full_status(&group).map(Answer::GroupStatus)).await.map_err(internal)?
 }
 
+/// How a group stands. Whoever looks at peers and groups asks for it all the time, so of each topic and cursor it reads one
+/// row: what has to be counted is in a topic's own status.
 fn full_status(group: &GroupHandle) -> Result<GroupStatus, WireError> {
     let status = group.status();
     let view = group.view();
     let mut topics = Vec::new();
     for topic in &status.spec.topics {
-        topics.extend(status_of(group, TopicId(topic.id))?);
+        topics.extend(status_of(group, TopicId(topic.id), topic.retention)?);
     }
     let mut triggers = Vec::new();
     for cursor in view.cursors().map_err(internal)? {
@@ -409,11 +423,10 @@ fn refused(node: &Node) -> Vec<RefusedCount> {
     counts.map(|(reason, count)| RefusedCount { reason: reason.name().to_owned(), count }).collect()
 }
 
-fn peer_status(node: &Node) -> Result<PeerStatus, WireError> {
-    let mut groups = Vec::new();
-    for group in node.groups.groups() {
-        groups.push(full_status(&group)?);
-    }
+async fn peer_status(node: &Node) -> Result<PeerStatus, WireError> {
+    let here = node.groups.groups();
+    let groups = tokio::task::spawn_blocking(move || here.iter().map(full_status).collect::<Result<Vec<_>, _>>());
+    let groups = groups.await.map_err(internal)??;
     let routes = node.dht.routes();
     let totals = node.groups.totals();
     let traffic = node.links.traffic();

@@ -97,7 +97,8 @@ pub fn answer_bytes(ask: Option<&Ask>) -> usize {
             | Ask::PeerStatus(_)
             | Ask::GroupStatus(_)
             | Ask::Gossip(_)
-            | Ask::Subscriptions(_),
+            | Ask::Subscriptions(_)
+            | Ask::Producers(_),
         ) => LIST,
         _ => SMALL,
     }

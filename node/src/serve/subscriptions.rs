@@ -2,7 +2,7 @@
 
 use canal_consensus::Reply;
 use canal_proto::log::Kind;
-use canal_proto::request::{Answer, SubscriptionAsk, Subscriptions};
+use canal_proto::request::{Answer, SubscriptionAsk, Subscriptions, SubscriptionsAsk};
 use canal_proto::{TopicId, WireError};
 
 use crate::node::{Node, internal, unknown_topic};
@@ -25,11 +25,15 @@ pub async fn change(node: &Node, ask: SubscriptionAsk) -> Result<Answer, WireErr
     }
 }
 
-/// Lists those of a topic, as this replica has them.
-pub async fn list(node: &Node, name: &str) -> Result<Answer, WireError> {
+/// Lists those of a topic, or the one that is named, as this replica has them.
+pub async fn list(node: &Node, ask: SubscriptionsAsk) -> Result<Answer, WireError> {
+    let name = &ask.topic;
     let Some((group, topic)) = node.hosting(name) else { return Err(node.elsewhere(name).await) };
     let view = group.view();
     let row = view.topic(topic).map_err(internal)?.ok_or_else(|| unknown_topic(name))?;
-    let subscriptions = view.subscriptions(topic).map_err(internal)?;
+    let subscriptions = match ask.name.as_str() {
+        "" => view.subscriptions(topic).map_err(internal)?,
+        one => view.subscription(topic, one).map_err(internal)?.into_iter().collect(),
+    };
     Ok(Answer::Subscriptions(Subscriptions { subscriptions, head: row.next, oldest: row.oldest }))
 }

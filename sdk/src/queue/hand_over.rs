@@ -3,8 +3,13 @@
 //! A topic's task feeds a publisher that takes up the topic's producer at the oldest event without a receipt and never
 //! gives up. Receipts come in order; what they cover is removed in one commit while the next ones arrive. When the
 //! publisher fails, the error is kept with the topic, and after a pause another publisher begins where the receipts end.
-//! Two errors don't pass by themselves: a group that does not know this producer's earlier events any more
-//! (`SequenceGap`) stops the topic, since going on under another name could double what it has; a topic that has as many
+//!
+//! Before anything is sent to a topic, its id is kept with the producer, and every publish names it. So one that was
+//! removed and made again is told from the one that has the producer's events: it answers that the named one is gone, is
+//! looked for anew, and gets a producer of its own once that is on disk.
+//!
+//! Two errors don't pass by themselves: a topic that does not know this producer's earlier events any more
+//! (`SequenceGap`) is stopped, since going on under another name could double what it has; a topic that has as many
 //! producers as it may (`TooManyProducers`) is asked again now and then, since others may end.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -17,7 +22,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::keeper::Command;
 use super::rows::TroubleRow;
@@ -35,6 +40,8 @@ const WINDOW_BYTES: usize = 2 << 20;
 /// that waits for it should neither miss that for long nor ask all the time.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a topic is looked for at a time.
+const FINDING: Duration = Duration::from_secs(10);
 /// The pause when the topic has too many producers: some have to be ended by somebody.
 const CROWDED_PAUSE: Duration = Duration::from_secs(60);
 
@@ -46,7 +53,7 @@ pub struct HandOver {
 }
 
 /// Lets the next one begin.
-struct Place(Queue);
+pub(super) struct Place(pub(super) Queue);
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -103,9 +110,12 @@ struct Line {
 impl Line {
     async fn run(self) {
         let mut pause = FIRST_PAUSE;
+        let mut gone = false;
         loop {
             let Some(waiting) = self.wanted().await else { return };
-            let Err(error) = self.publish(&waiting).await else { return };
+            let Err(error) = self.attempt(&waiting, gone).await else { return };
+            let error = self.explained(error);
+            gone = error.code == Code::UnknownTopic;
             tracing::debug!(topic = %self.topic, %error, "events wait in the queue");
             let stopped = error.code == Code::SequenceGap;
             let crowded = error.code == Code::TooManyProducers;
@@ -114,7 +124,8 @@ impl Line {
                 return;
             }
             let handed_over = self.queue.0.shared.of(&self.topic).is_some_and(|now| now.first > waiting.first);
-            if handed_over {
+            // whoever can't be reached was looked for all the time
+            if handed_over || matches!(error.code, Code::Unreachable | Code::NoQuorum) {
                 pause = FIRST_PAUSE;
             }
             sleep(if crowded { CROWDED_PAUSE } else { pause }).await;
@@ -137,15 +148,51 @@ impl Line {
         }
     }
 
+    /// Publishes to the topic that is known; to the one that has the name now when none is, or when that one is gone.
+    async fn attempt(&self, waiting: &Waiting, gone: bool) -> Result<(), Error> {
+        if waiting.topic_id != 0 && !gone {
+            return self.publish(waiting).await;
+        }
+        let end = Instant::now() + FINDING;
+        let route = self.client.resolve_until(self.topic.to_string(), gone, end).await?;
+        let topic = self.topic.to_string();
+        let bind = |reply| Command::Bind { topic, id: route.topic, group: route.group, reply };
+        self.queue.ask(bind).await?;
+        match self.queue.0.shared.of(&self.topic) {
+            Some(waiting) => self.publish(&waiting).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Says of a gap what it means here.
+    fn explained(&self, error: Error) -> Error {
+        let Some(waiting) = self.queue.0.shared.of(&self.topic).filter(|_| error.code == Code::SequenceGap) else {
+            return error;
+        };
+        let (next, known) = (waiting.first.saturating_sub(waiting.base), error.detail);
+        let what = match known {
+            1 => "has forgotten it: it was ended, though events were left here".to_owned(),
+            _ => {
+                format!("knows it only up to {}: it has lost events that it had acknowledged", known.saturating_sub(1))
+            }
+        };
+        let message = format!(
+            "the queue goes on at event {next} of its producer {}, and `{}` {what}. Nothing more is sent to it, since \
+             it may have been published already; `canal queue rm` gives up what waits, and later events begin anew",
+            waiting.producer, self.topic
+        );
+        Error { message, ..error }
+    }
+
     /// Publishes until the publisher fails. `Ok` when the disk failed, which the queue tells.
     async fn publish(&self, waiting: &Waiting) -> Result<(), Error> {
         let options = PublisherOptions {
-            identity: Some((waiting.producer, waiting.first)),
+            identity: Some((waiting.producer, waiting.first.saturating_sub(waiting.base))),
             window_bytes: WINDOW_BYTES,
             deadline: Deadline::Never,
             ..PublisherOptions::default()
         };
-        let publisher = self.client.begin_publisher(&self.topic, options, None)?;
+        let publisher = self.client.begin_publisher(&self.topic, options, Some(waiting.topic_id))?;
         let mut progress = publisher.progress();
         let mut changed = self.queue.0.shared.changed.subscribe();
         // what was read and not taken by the publisher; the next to be read; all before this were removed
@@ -170,8 +217,9 @@ impl Line {
                 }
             }
             let now = progress.borrow_and_update().clone();
-            if removing.is_none() && now.through >= removed {
-                removing = Some(self.settle(now.through).boxed());
+            let through = now.through + waiting.base;
+            if removing.is_none() && through >= removed {
+                removing = Some(self.settle(through).boxed());
             }
             if let Some(error) = now.failed {
                 // what has receipts is not sent again

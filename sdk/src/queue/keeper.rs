@@ -5,12 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 
 use canal_proto::{Code, Event, ProducerId};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::rows::{Ledger, TroubleRow};
+use super::status::Writer;
 use super::store::{Op, Store};
 use super::{QueueOptions, Trouble, Waiting};
 use crate::Error;
@@ -29,6 +31,10 @@ pub(super) enum Command {
     Put { topic: String, events: Vec<Vec<u8>>, reply: Reply<Range<u64>> },
     /// Everything up to this sequence has its receipt.
     Settle { topic: String, through: u64, reply: Reply<()> },
+    /// This topic, of this group, has the name now.
+    Bind { topic: String, id: u64, group: u64, reply: Reply<()> },
+    /// What waits for a topic is given up. The answer is how many events that were.
+    Discard { topic: String, reply: Reply<u64> },
     /// Something went wrong with a topic.
     Note { topic: String, trouble: Option<TroubleRow>, reply: Reply<()> },
     /// Events from a sequence on.
@@ -75,10 +81,13 @@ impl Shared {
 /// Answers that are given once the commit is on disk.
 enum Answer {
     Put(Reply<Range<u64>>, Range<u64>),
+    Discarded(Reply<u64>, u64),
     Done(Reply<()>),
 }
 
 pub(super) struct Keeper {
+    // before the lock is given up
+    status: Option<Writer>,
     store: Store,
     options: QueueOptions,
     ledger: Ledger,
@@ -89,9 +98,17 @@ impl Keeper {
     pub(super) fn new(store: Store, options: QueueOptions) -> Result<Self, Error> {
         let ledger = store.load()?;
         let shared = Shared { board: Mutex::default(), changed: watch::Sender::new(0) };
-        let keeper = Self { store, options, ledger, shared: std::sync::Arc::new(shared) };
+        let keeper = Self { store, options, ledger, shared: std::sync::Arc::new(shared), status: None };
         keeper.show(0)?;
         Ok(keeper)
+    }
+
+    /// Keeps a file in this directory that says what waits.
+    pub(super) fn write_status(&mut self, dir: &Path) -> Result<(), Error> {
+        let writer = Writer::start(dir.to_owned(), self.shared())?;
+        writer.tell();
+        self.status = Some(writer);
+        Ok(())
     }
 
     pub(super) fn shared(&self) -> std::sync::Arc<Shared> {
@@ -110,15 +127,29 @@ impl Keeper {
                 }
                 turn.push(more);
             }
-            if let Some(error) = self.shared.failed() {
-                turn.into_iter().for_each(|command| refuse(command, &error));
-                continue;
-            }
-            self.turn(turn);
+            self.take(turn);
         }
     }
 
-    pub(super) fn turn(&mut self, turn: Vec<Command>) {
+    /// Does what has arrived together. A topic is forgotten in a commit of its own: what comes behind it may be of
+    /// another that has its name.
+    pub(super) fn take(&mut self, commands: Vec<Command>) {
+        let alone = |command: &Command| matches!(command, Command::Discard { .. });
+        let mut turn = Vec::new();
+        for command in commands {
+            if alone(&command) || turn.last().is_some_and(alone) {
+                self.turn(std::mem::take(&mut turn));
+            }
+            turn.push(command);
+        }
+        self.turn(turn);
+    }
+
+    fn turn(&mut self, turn: Vec<Command>) {
+        if let Some(error) = self.shared.failed() {
+            turn.into_iter().for_each(|command| refuse(command, &error));
+            return;
+        }
         let mut ledger = self.ledger.clone();
         let (mut ops, mut answers, mut reads) = (Vec::new(), Vec::new(), Vec::new());
         let mut settled = 0;
@@ -143,6 +174,22 @@ impl Keeper {
                     }
                     answers.push(Answer::Done(reply));
                 }
+                Command::Bind { topic, id, group, reply } => match ledger.bind(&topic, id, group, random) {
+                    Ok(news) => {
+                        if news {
+                            ops.push(Op::Touch { topic });
+                        }
+                        answers.push(Answer::Done(reply));
+                    }
+                    Err(error) => drop(reply.send(Err(error))),
+                },
+                Command::Discard { topic, reply } => match ledger.discard(&topic) {
+                    Ok(sequences) => {
+                        answers.push(Answer::Discarded(reply, sequences.end - sequences.start));
+                        ops.push(Op::Discard { topic, sequences });
+                    }
+                    Err(error) => drop(reply.send(Err(error))),
+                },
                 Command::Note { topic, trouble, reply } => {
                     if ledger.note(&topic, trouble) {
                         ops.push(Op::Touch { topic });
@@ -158,6 +205,7 @@ impl Keeper {
             self.shared.touch();
             answers.into_iter().for_each(|answer| match answer {
                 Answer::Put(reply, _) => drop(reply.send(Err(error.clone()))),
+                Answer::Discarded(reply, _) => drop(reply.send(Err(error.clone()))),
                 Answer::Done(reply) => drop(reply.send(Err(error.clone()))),
             });
             reads.into_iter().for_each(|command| refuse(command, &error));
@@ -166,6 +214,7 @@ impl Keeper {
         for answer in answers {
             match answer {
                 Answer::Put(reply, sequences) => drop(reply.send(Ok(sequences))),
+                Answer::Discarded(reply, events) => drop(reply.send(Ok(events))),
                 Answer::Done(reply) => drop(reply.send(Ok(()))),
             }
         }
@@ -191,6 +240,7 @@ impl Keeper {
     fn show(&self, settled: u64) -> Result<(), Error> {
         let mut board = self.shared.board.lock();
         board.settled += settled;
+        board.topics.retain(|topic, _| self.ledger.topics.contains_key(topic));
         for (topic, row) in &self.ledger.topics {
             let before = board.topics.get(topic);
             let oldest_ms = match before {
@@ -203,23 +253,24 @@ impl Keeper {
             let producer: [u8; 16] = row.producer.as_slice().try_into().map_err(|_| {
                 Error::new(Code::Internal, format!("the queue holds a damaged row of `{topic}`: move it aside"))
             })?;
-            let trouble = row.trouble.as_ref().map(|trouble| Trouble {
-                error: Error::new(Code::try_from(trouble.code).unwrap_or(Code::Unspecified), trouble.message.clone()),
-                stopped: trouble.stopped,
-            });
             let waiting = Waiting {
                 topic: topic.clone(),
                 producer: ProducerId(producer),
+                topic_id: row.topic,
+                base: row.base,
                 first: row.first,
                 events: row.waiting(),
                 bytes: row.bytes,
                 oldest_ms,
-                trouble,
+                trouble: row.trouble.as_ref().map(Trouble::from),
             };
             board.topics.insert(topic.clone(), waiting);
         }
         drop(board);
         self.shared.touch();
+        if let Some(status) = &self.status {
+            status.tell();
+        }
         Ok(())
     }
 }
@@ -227,7 +278,10 @@ impl Keeper {
 fn refuse(command: Command, error: &Error) {
     match command {
         Command::Put { reply, .. } => drop(reply.send(Err(error.clone()))),
-        Command::Settle { reply, .. } | Command::Note { reply, .. } => drop(reply.send(Err(error.clone()))),
+        Command::Discard { reply, .. } => drop(reply.send(Err(error.clone()))),
+        Command::Settle { reply, .. } | Command::Note { reply, .. } | Command::Bind { reply, .. } => {
+            drop(reply.send(Err(error.clone())));
+        }
         Command::Read { reply, .. } => drop(reply.send(Err(error.clone()))),
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use canal_proto::Code;
+use canal_proto::{Code, TopicId};
 
 use super::QueueOptions;
 use crate::Error;
@@ -21,7 +21,7 @@ pub(super) const MAX_TOPICS: usize = 256;
 /// A topic: who publishes to it, and what waits.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub(super) struct TopicRow {
-    /// The producer, 16 bytes. It stays the same for as long as the queue lives.
+    /// The producer, 16 bytes. It stays the same for as long as the topic does.
     #[prost(bytes = "vec", tag = "1")]
     pub(super) producer: Vec<u8>,
     /// Sequence of the oldest event without a receipt.
@@ -36,6 +36,17 @@ pub(super) struct TopicRow {
     /// What went wrong last, since the last receipt.
     #[prost(message, optional, tag = "5")]
     pub(super) trouble: Option<TroubleRow>,
+    /// Id of the topic that the producer publishes to. 0: nothing was sent to any yet, or by a program that did not
+    /// note it.
+    #[prost(uint64, tag = "6")]
+    pub(super) topic: u64,
+    /// Id of its group.
+    #[prost(uint64, tag = "7")]
+    pub(super) group: u64,
+    /// What has to be taken from a sequence here to have the producer's: those up to this one were an earlier
+    /// producer's, for an earlier topic of this name.
+    #[prost(uint64, tag = "8")]
+    pub(super) base: u64,
 }
 
 /// Why events are not handed over.
@@ -82,10 +93,13 @@ impl Ledger {
         let (events, bytes) = self.totals();
         let (more, size) = (sizes.len() as u64, sizes.iter().map(|size| size + EVENT_OVERHEAD).sum::<u64>());
         if events + more > options.max_events || bytes + size > options.max_bytes {
+            let full_of_events = events + more > options.max_events;
             let message = format!(
-                "the queue is full: {events} events of {} and {bytes} bytes of {} wait; put it in again when some \
+                "the queue is full: {events} events of {} and {bytes} bytes of {} wait{}; put it in again when some \
                  have been handed over, or give the queue more room",
-                options.max_events, options.max_bytes
+                options.max_events,
+                options.max_bytes,
+                self.crowded_by(topic, full_of_events)
             );
             return Err(Error::new(Code::WouldBlock, message));
         }
@@ -105,6 +119,71 @@ impl Ledger {
         row.next += more;
         row.bytes += size;
         Ok(first..row.next)
+    }
+
+    /// Which other topic takes most of the room, if one does, and what keeps it.
+    fn crowded_by(&self, topic: &str, full_of_events: bool) -> String {
+        let share = |row: &TopicRow| if full_of_events { row.waiting() } else { row.bytes };
+        let Some((name, row)) = self.topics.iter().max_by_key(|(_, row)| share(row)).filter(|(name, _)| *name != topic)
+        else {
+            return String::new();
+        };
+        let why = row.trouble.as_ref().map_or_else(String::new, |trouble| {
+            let stopped = if trouble.stopped { "which has stopped: " } else { "" };
+            format!(" ({stopped}{})", trouble.message)
+        });
+        format!(
+            ", {} events and {} bytes of them for `{name}`{why}, which `canal queue rm` can discard",
+            row.waiting(),
+            row.bytes
+        )
+    }
+
+    /// Says which topic has this name now, before anything is sent to it; tells whether that was news.
+    ///
+    /// A topic that was made again under its name has a larger id. Nothing of the events that wait was ever sent to it,
+    /// so it gets a new producer, which begins at 1 with the oldest of them. To the same topic only the same producer
+    /// ever publishes, and never to an older one: either could double what it has.
+    pub(super) fn bind(
+        &mut self,
+        name: &str,
+        topic: u64,
+        group: u64,
+        producer: impl FnOnce() -> Result<[u8; 16], Error>,
+    ) -> Result<bool, Error> {
+        let Some(row) = self.topics.get_mut(name) else { return Ok(false) };
+        match row.topic {
+            known if (known, row.group) == (topic, group) => return Ok(false),
+            0 => {}
+            known if known < topic => {
+                row.producer = producer()?.to_vec();
+                row.base = row.first.saturating_sub(1);
+                row.trouble = None;
+            }
+            known => {
+                let message = format!(
+                    "the mesh names an older `{name}` (topic {}) than this queue has published to (topic {}): either \
+                     what is known of it is about to be renewed, or this is another mesh, which needs a queue of its \
+                     own; `canal queue rm` gives up what waits",
+                    TopicId(topic),
+                    TopicId(known)
+                );
+                return Err(Error::new(Code::UnknownTopic, message));
+            }
+        }
+        (row.topic, row.group) = (topic, group);
+        Ok(true)
+    }
+
+    /// Forgets a topic and what waits for it, and returns which events those are.
+    pub(super) fn discard(&mut self, topic: &str) -> Result<Range<u64>, Error> {
+        let row = self.topics.remove(topic).ok_or_else(|| {
+            Error::new(
+                Code::UnknownTopic,
+                format!("the queue has nothing for `{topic}`: `canal queue ls` lists what it has"),
+            )
+        })?;
+        Ok(row.first..row.next)
     }
 
     /// Forgets the events of a topic up to this sequence, which have receipts, and returns which they are. Their bytes
@@ -151,7 +230,8 @@ mod tests {
     #[test]
     fn a_row_keeps_its_bytes() {
         let trouble = TroubleRow { code: Code::SequenceGap.into(), message: "no".into(), stopped: true };
-        let row = TopicRow { producer: vec![7; 16], first: 2, next: 300, bytes: 5, trouble: Some(trouble) };
+        let trouble = Some(trouble);
+        let row = TopicRow { producer: vec![7; 16], first: 2, next: 300, bytes: 5, trouble, ..TopicRow::default() };
         let bytes = row.encode_to_vec();
         let golden = [
             &[0x0a, 16][..],
@@ -161,6 +241,59 @@ mod tests {
         .concat();
         assert_eq!(bytes, golden);
         assert_eq!(TopicRow::decode(bytes.as_slice()).unwrap(), row);
+        let bound = TopicRow { topic: 9, group: 300, base: 1, ..TopicRow::default() };
+        assert_eq!(bound.encode_to_vec(), [0x30, 9, 0x38, 0xac, 0x02, 0x40, 1]);
+    }
+
+    #[test]
+    fn a_topic_that_was_made_again_gets_a_new_producer_and_the_same_one_never() {
+        let mut ledger = Ledger::default();
+        ledger.admit("a", &[1, 1], &ROOM, || Ok([1; 16])).unwrap();
+        let row = |ledger: &Ledger| {
+            let row = &ledger.topics["a"];
+            (row.producer[0], row.first, row.next, row.base, row.topic)
+        };
+        assert!(ledger.bind("a", 5, 7, || Ok([2; 16])).unwrap(), "it was found");
+        assert_eq!(row(&ledger), (1, 1, 3, 0, 5));
+        ledger.settle("a", 1);
+        assert!(!ledger.bind("a", 5, 7, || Ok([2; 16])).unwrap(), "it is the same");
+        assert_eq!(row(&ledger), (1, 2, 3, 0, 5));
+        ledger.note("a", Some(TroubleRow { code: Code::UnknownTopic.into(), ..TroubleRow::default() }));
+        assert!(ledger.bind("a", 9, 7, || Ok([2; 16])).unwrap(), "it is another");
+        assert_eq!((row(&ledger), &ledger.topics["a"].trouble), ((2, 2, 3, 1, 9), &None));
+        // hints of before, and another mesh: neither changes a thing
+        for (topic, group) in [(5, 7), (9, 8), (1, 1)] {
+            let error = ledger.bind("a", topic, group, || Ok([3; 16])).unwrap_err();
+            assert_eq!(error.code, Code::UnknownTopic);
+            assert!(error.message.starts_with("the mesh names an older `a`"), "{error}");
+        }
+        assert_eq!(row(&ledger), (2, 2, 3, 1, 9));
+        assert!(!ledger.bind("b", 1, 1, || Ok([3; 16])).unwrap());
+    }
+
+    #[test]
+    fn what_is_full_says_which_other_topic_takes_the_room() {
+        let mut ledger = Ledger::default();
+        ledger.admit("a", &[1], &ROOM, || Ok([1; 16])).unwrap();
+        ledger.admit("b", &[1, 1], &ROOM, || Ok([1; 16])).unwrap();
+        let full = |ledger: &mut Ledger, topic: &str| {
+            let error = ledger.admit(topic, &[1], &ROOM, || Ok([1; 16])).unwrap_err();
+            assert_eq!(error.code, Code::WouldBlock);
+            error.message
+        };
+        assert!(
+            full(&mut ledger, "a")
+                .contains("1000 wait, 2 events and 130 bytes of them for `b`, which `canal queue rm`")
+        );
+        assert!(full(&mut ledger, "b").contains("bytes of 1000 wait; put it in"), "its own topic is no news");
+        let gap = TroubleRow { code: Code::SequenceGap.into(), message: "a gap".into(), stopped: true };
+        ledger.note("b", Some(gap));
+        assert!(full(&mut ledger, "c").contains("for `b` (which has stopped: a gap), which"));
+        assert_eq!(ledger.discard("c").unwrap_err().code, Code::UnknownTopic);
+        assert_eq!(ledger.discard("b").unwrap(), 1..3);
+        assert_eq!(ledger.totals(), (1, 65));
+        assert_eq!(ledger.admit("b", &[1], &ROOM, || Ok([4; 16])).unwrap(), 1..2, "it begins anew");
+        assert_eq!(ledger.topics["b"].producer, [4; 16]);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -29,6 +30,8 @@ const VERSION_KEY: &str = "version";
 const FILE: &str = "queue.redb";
 const NEW_FILE: &str = "queue.redb.new";
 const LOCK_FILE: &str = "queue.lock";
+/// Bytes of a process's number, with the end of its line.
+const MAX_PID: u64 = 16;
 /// Memory for pages: a few of the largest events. Devices are small, and what is handed over is read once.
 const CACHE: usize = 8 << 20;
 /// A file smaller than this is not worth shrinking: an empty one has a megabyte.
@@ -42,6 +45,8 @@ pub(super) enum Op {
     Insert { topic: String, first: u64, events: Vec<Vec<u8>> },
     /// Events that have receipts.
     Remove { topic: String, sequences: Range<u64> },
+    /// Events of a topic that is forgotten.
+    Discard { topic: String, sequences: Range<u64> },
     /// Only the topic's row has changed.
     Touch { topic: String },
 }
@@ -87,6 +92,15 @@ impl Store {
         dir.join(FILE).is_file()
     }
 
+    /// The process that has the queue in this directory open, if one does.
+    pub(super) fn owner(dir: &Path) -> Option<u32> {
+        let file = File::open(dir.join(LOCK_FILE)).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => written_by(dir),
+            _ => None,
+        }
+    }
+
     /// The same over another medium than a file.
     #[cfg(test)]
     pub(super) fn over(backend: impl redb::StorageBackend) -> Result<Self, Error> {
@@ -95,7 +109,7 @@ impl Store {
 
     fn prepare(opened: Result<Database, DatabaseError>, what: &str) -> Result<Self, Error> {
         let database = opened.map_err(|error| match error {
-            DatabaseError::DatabaseAlreadyOpen => in_use(what),
+            DatabaseError::DatabaseAlreadyOpen => in_use(what, None),
             error => broken(what, error),
         })?;
         let store = Self { database, what: what.to_owned(), _lock: None };
@@ -185,13 +199,20 @@ impl Store {
                         ledger.release(topic, sizes);
                         touched.insert(topic);
                     }
+                    Op::Discard { topic, sequences } => {
+                        for sequence in sequences.clone() {
+                            table.remove((topic.as_str(), sequence))?;
+                        }
+                        touched.insert(topic);
+                    }
                     Op::Touch { topic } => drop(touched.insert(topic)),
                 }
             }
             let mut topics = transaction.open_table(TOPICS)?;
             for topic in touched {
-                if let Some(row) = ledger.topics.get(topic) {
-                    topics.insert(topic.as_str(), row.encode_to_vec().as_slice())?;
+                match ledger.topics.get(topic) {
+                    Some(row) => drop(topics.insert(topic.as_str(), row.encode_to_vec().as_slice())?),
+                    None => drop(topics.remove(topic.as_str())?),
                 }
             }
         }
@@ -248,14 +269,36 @@ fn lock(dir: &Path, what: &str) -> Result<File, Error> {
     let file = File::options().create(true).truncate(false).write(true).open(dir.join(LOCK_FILE));
     let file = file.map_err(|error| broken(what, error))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(in_use(what)),
+        Ok(()) => {
+            // it only helps people: the lock is what counts
+            let named = file.set_len(0).and_then(|()| writeln!(&file, "{}", std::process::id()));
+            if let Err(error) = named {
+                tracing::debug!(%error, queue = what, "the owner of the queue can't be noted");
+            }
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => Err(in_use(what, written_by(dir))),
         Err(TryLockError::Error(error)) => Err(broken(what, error)),
     }
 }
 
-fn in_use(what: &str) -> Error {
-    let message = format!("the queue in {what} is open in another process, and only one may have it: end that one");
+/// The process that had the lock last.
+fn written_by(dir: &Path) -> Option<u32> {
+    let mut text = String::new();
+    File::open(dir.join(LOCK_FILE)).ok()?.take(MAX_PID).read_to_string(&mut text).ok()?;
+    text.trim_end().parse().ok()
+}
+
+fn in_use(what: &str, owner: Option<u32>) -> Error {
+    let who = match owner {
+        Some(own) if own == std::process::id() => "in this process already".to_owned(),
+        Some(other) => format!("in another process ({other})"),
+        None => "in another process".to_owned(),
+    };
+    let message = format!(
+        "the queue in {what} is open {who}, and only one may have it: that one hands it over if it can, and has to end \
+         before anybody else does; `canal queue ls` shows what waits meanwhile"
+    );
     Error::new(Code::InUse, message)
 }
 

@@ -31,6 +31,14 @@ enum Asked {
         topic: usize,
         events: u64,
     },
+    /// The topic is made anew under its name.
+    Remade {
+        topic: usize,
+    },
+    /// What waits is given up.
+    Discard {
+        topic: usize,
+    },
 }
 
 const TOPICS: [&str; 3] = ["a", "a/b", "b"];
@@ -40,6 +48,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let asked = prop_oneof![
         3 => put.prop_map(|(topic, sizes)| Asked::Put { topic, sizes }),
         2 => (0..3usize, 0..6u64).prop_map(|(topic, events)| Asked::Settle { topic, events }),
+        1 => (0..3usize).prop_map(|topic| Asked::Remade { topic }),
+        1 => (0..3usize).prop_map(|topic| Asked::Discard { topic }),
     ];
     let step = prop_oneof![
         8 => prop::collection::vec(asked, 1..6).prop_map(Step::Turn),
@@ -76,7 +86,7 @@ impl Model {
             assert_eq!(producer, shown.producer, "{topic}: the producer stays");
             let (reply, mut read) = oneshot::channel();
             let (topic, from) = ((*topic).to_owned(), shown.first);
-            keeper.turn(vec![Command::Read { topic, from, max: usize::MAX, max_bytes: usize::MAX, reply }]);
+            keeper.take(vec![Command::Read { topic, from, max: usize::MAX, max_bytes: usize::MAX, reply }]);
             let events: Vec<Event> = waiting.iter().map(|(_, event)| event.clone()).collect();
             assert_eq!(read.try_recv().unwrap().unwrap(), events);
         }
@@ -91,6 +101,8 @@ fn follow(steps: Vec<Step>) {
     let open = |disk: &Disk| Keeper::new(Store::over(disk.clone()).unwrap(), ROOM).unwrap();
     let mut keeper = open(&disk);
     let (mut model, mut producers, mut time) = (Model::default(), BTreeMap::new(), 0);
+    // topics made so far, and of each name that was found, the sequences that were earlier producers'
+    let (mut made, mut bases) = (0, BTreeMap::new());
     for step in steps {
         match step {
             Step::Reopen => {
@@ -105,7 +117,7 @@ fn follow(steps: Vec<Step>) {
             }
             Step::Turn(asked) => {
                 // bytes are given back at the end of a turn
-                let (_, bytes_before) = model.waits();
+                let (_, mut bytes_before) = model.waits();
                 let (mut turn, mut answers, mut added) = (Vec::new(), Vec::new(), 0);
                 for asked in asked {
                     match asked {
@@ -140,9 +152,31 @@ fn follow(steps: Vec<Step>) {
                             let (reply, _) = oneshot::channel();
                             turn.push(Command::Settle { topic: topic.into(), through, reply });
                         }
+                        Asked::Remade { topic } => {
+                            made += 1;
+                            if let Some((next, waiting)) = model.topics.get(TOPICS[topic]) {
+                                let first = waiting.front().map_or(*next, |(sequence, _)| *sequence);
+                                let again = bases.contains_key(TOPICS[topic]);
+                                bases.insert(TOPICS[topic], if again { first - 1 } else { 0 });
+                                if again {
+                                    producers.remove(TOPICS[topic]);
+                                }
+                            }
+                            let (reply, _) = oneshot::channel();
+                            turn.push(Command::Bind { topic: TOPICS[topic].into(), id: made, group: 1, reply });
+                        }
+                        Asked::Discard { topic } => {
+                            model.topics.remove(TOPICS[topic]);
+                            producers.remove(TOPICS[topic]);
+                            bases.remove(TOPICS[topic]);
+                            // a commit of its own gives all bytes back that were given up before it
+                            (bytes_before, added) = (model.waits().1, 0);
+                            let (reply, _) = oneshot::channel();
+                            turn.push(Command::Discard { topic: TOPICS[topic].into(), reply });
+                        }
                     }
                 }
-                keeper.turn(turn);
+                keeper.take(turn);
                 for (mut answer, expected) in answers {
                     match (answer.try_recv().unwrap(), expected) {
                         (Ok(sequences), Some(expected)) => assert_eq!(sequences, expected),
@@ -153,6 +187,9 @@ fn follow(steps: Vec<Step>) {
             }
         }
         model.check(&mut keeper, &mut producers);
+        for shown in keeper.shared().waiting() {
+            assert_eq!(shown.base, bases.get(shown.topic.as_str()).copied().unwrap_or(0), "{shown:?}");
+        }
     }
 }
 
@@ -168,7 +205,7 @@ proptest! {
 #[tokio::test]
 async fn puts_that_arrive_together_share_a_sync_and_are_durable_when_they_return() {
     let disk = Disk::default();
-    let queue = Queue::begin(Store::over(disk.clone()).unwrap(), QueueOptions::default()).unwrap();
+    let queue = Queue::begin(Store::over(disk.clone()).unwrap(), QueueOptions::default(), None).unwrap();
     let before = disk.synced();
     let puts = (0..200).map(|n| {
         let (queue, disk) = (queue.clone(), disk.clone());
@@ -193,7 +230,7 @@ async fn puts_that_arrive_together_share_a_sync_and_are_durable_when_they_return
 #[tokio::test]
 async fn a_disk_that_fails_is_told_from_then_on() {
     let disk = Disk::default();
-    let queue = Queue::begin(Store::over(disk.clone()).unwrap(), QueueOptions::default()).unwrap();
+    let queue = Queue::begin(Store::over(disk.clone()).unwrap(), QueueOptions::default(), None).unwrap();
     queue.put("t", Event::new("kept")).await.unwrap();
     disk.fail();
     for _ in 0..2 {
@@ -203,6 +240,34 @@ async fn a_disk_that_fails_is_told_from_then_on() {
     }
     assert_eq!(queue.emptied().await.unwrap_err().code, Code::Internal);
     assert_eq!(queue.len(), 1);
+}
+
+#[tokio::test]
+async fn who_can_not_open_it_sees_what_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let seen = async |events: u64| {
+        for _ in 0..500 {
+            match Queue::status(dir.path()) {
+                Some(status) if status.waiting.iter().map(|waiting| waiting.events).sum::<u64>() == events => {
+                    return status;
+                }
+                _ => tokio::time::sleep(std::time::Duration::from_millis(20)).await,
+            }
+        }
+        panic!("{events} events are not shown")
+    };
+    let queue = Queue::open(dir.path(), QueueOptions::default()).unwrap();
+    assert!(seen(0).await.waiting.is_empty());
+    for n in 1..=5 {
+        queue.put("t", Event::new(n.to_string())).await.unwrap();
+    }
+    // the last of several changes within a second is shown as well
+    let status = seen(5).await;
+    assert_eq!((status.process, status.waiting), (std::process::id(), queue.waiting()));
+    drop(queue);
+    assert_eq!(Queue::status(dir.path()), None);
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(!left.iter().any(|name| name.to_string_lossy().contains("status")), "{left:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use canal_proto::Code;
 use canal_proto::log::{SubscriptionChange, SubscriptionOp};
-use canal_proto::request::{Answer, Ask, SubscriptionAsk, Subscriptions, TopicStatusAsk};
+use canal_proto::request::{Answer, Ask, SubscriptionAsk, Subscriptions, SubscriptionsAsk};
 
 use crate::Error;
 use crate::client::{Client, Target};
@@ -13,7 +13,7 @@ impl Client {
     /// # Errors
     /// `UnknownTopic`; those of [`Client::call`].
     pub async fn subscriptions(&self, topic: &str) -> Result<Subscriptions, Error> {
-        let ask = Ask::Subscriptions(TopicStatusAsk { topic: topic.to_owned() });
+        let ask = Ask::Subscriptions(SubscriptionsAsk { topic: topic.to_owned(), name: String::new() });
         match self.call(Target::Topic(topic.to_owned()), ask).await? {
             Answer::Subscriptions(subscriptions) => Ok(subscriptions),
             _ => Err(Error::unexpected("a question for durable subscriptions")),

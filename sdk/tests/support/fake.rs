@@ -142,6 +142,12 @@ impl Fake {
         mesh.create(name);
     }
 
+    /// The topic is gone, with all that it knew.
+    pub fn remove_topic(&self, name: &str) {
+        self.mesh().topics.remove(name).unwrap();
+        self.touch();
+    }
+
     pub fn lead(&self, peer: u64) {
         self.mesh().leader = peer;
     }
@@ -566,11 +572,14 @@ impl Mesh {
 
     /// As the group does it: once, in order, and the first receipt again for what was appended before.
     fn publish(&mut self, publish: Publish) -> Result<Receipt, WireError> {
-        let Publish { topic: name, producer, first_sequence, events, .. } = publish;
+        let Publish { topic: name, topic_id: publish_id, producer, first_sequence, events, .. } = publish;
         let count = u32::try_from(events.len()).unwrap();
         let Some(topic) = self.topics.get_mut(&name) else {
             return Err(WireError::new(Code::UnknownTopic, "no such topic"));
         };
+        if publish_id != 0 && publish_id != topic.id {
+            return Err(WireError::new(Code::UnknownTopic, "another topic has this name"));
+        }
         let next = topic.events.len() as u64;
         let known = topic.producers.entry(producer.clone()).or_default();
         let receipt = Receipt { offset: Some(next), count, term: 1, index: 1, ..Receipt::default() };

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use canal_proto::Code;
-use canal_sdk::{Client, Delivered, Event, From, GroupId, SubscribeOptions, Subscription};
+use canal_proto::request::{Answer, Ask, SubscriptionsAsk};
+use canal_sdk::{Client, Delivered, Event, From, GroupId, SubscribeOptions, Subscription, Target};
 use canal_testnet::until;
 use futures::StreamExt;
 use futures::future::join_all;
@@ -191,6 +192,19 @@ async fn the_later_subscriber_takes_over_wherever_it_is() {
         .unwrap();
         holder = later;
     }
+    // one can be asked for by its name; how the group stands says nothing of any
+    let _other = named(&client, "t", "o").await;
+    let ask = |name: &str| Ask::Subscriptions(SubscriptionsAsk { topic: "t".into(), name: name.into() });
+    for (name, found) in [("", vec!["n", "o"]), ("n", vec!["n"]), ("m", vec![])] {
+        let answer = client.call(Target::Topic("t".into()), ask(name)).await.unwrap();
+        let Answer::Subscriptions(answer) = answer else { panic!("{answer:?}") };
+        let names: Vec<_> = answer.subscriptions.iter().map(|row| row.name.as_str()).collect();
+        assert_eq!((names, answer.head), (found, sent), "asked for `{name}`");
+    }
+    assert_eq!(client.topic_status("t").await.unwrap().subscriptions.len(), 2);
+    let brief = client.group_status(group).await.unwrap().topics.remove(0);
+    assert_eq!((brief.next, brief.producers, brief.subscriptions.len()), (sent, 1, 0));
+    client.remove_subscription("t", "o").await.unwrap();
     let topic = mesh.peer(0).unwrap().address().unwrap();
     let listed = canal(&topic, &["subscription", "ls", "--all", "--json"], b"").await;
     let listed: Value = serde_json::from_str(&listed.stdout).unwrap();

@@ -364,4 +364,11 @@ async fn a_group_moves_and_nobody_notices() {
     let all: Vec<String> = there.iter().chain(&here).map(PeerId::to_string).collect();
     let refused = canal(&address, &["group", "move", "g", "--to", &all.join(",")], b"").await;
     assert_eq!(refused.code, Some(2), "{refused:?}");
+    // nobody has ever heard of this one, and nothing is wished of it
+    let nobody = PeerId::from_public_key([9; 32]).to_string();
+    let refused = canal(&address, &["group", "move", "g", "--to", &nobody], b"").await;
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains(&format!("no peer {nobody} is known: `canal peer ls`")), "{refused:?}");
+    let groups = client.catalog("", &["groups"], true).await.unwrap().groups;
+    assert!(groups.iter().all(|group| group.placement.is_none()), "{groups:?}");
 }

@@ -68,10 +68,18 @@ async fn what_is_queued_while_all_peers_are_down_arrives_once_and_in_order() {
         let line = tokio::time::timeout(SOON, told.next_line()).await.unwrap().unwrap();
         assert_eq!(line.unwrap(), format!("t queued as {}", n + 1));
     }
-    // only one may have it
-    let second = run(&["canal", "queue", "ls", &queue], b"").await;
+    // only one may have it, and others may look
+    let second = run(&["canal", "queue", "rm", &queue, "t", "--yes"], b"").await;
     assert_eq!(second.code, Some(i32::from(Code::InUse.exit_code())), "{second:?}");
-    assert!(second.stderr.contains("is open in another process"), "{second:?}");
+    let owner = device.id().unwrap();
+    assert!(second.stderr.contains(&format!("is open in another process ({owner})")), "{second:?}");
+    until("what waits is shown", SOON, async || {
+        let shown = listed(&queue).await;
+        assert_eq!(shown["open_in"]["process"], owner, "{shown}");
+        if shown["events"] == 299 { Ok(()) } else { Err(shown.to_string()) }
+    })
+    .await
+    .unwrap();
     device.start_kill().unwrap();
     device.wait().await.unwrap();
     assert_eq!(listed(&queue).await["events"], 299, "what was told is there");
@@ -138,6 +146,59 @@ async fn a_leader_that_dies_while_a_queue_is_handed_over_costs_nothing() {
     let count = usize::try_from(EVENTS).unwrap();
     let events = read_back(&mesh, &watching, "t", count, 2).await;
     assert_numbered("t", events.iter().map(|stored| (stored.offset, &stored.event)), EVENTS);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_made_again_gets_what_waits_and_an_ended_producer_is_given_up() {
+    let mesh = mesh(3).await;
+    let client = mesh.client(0).await.unwrap();
+    mesh.create_topic(&client, "t", "g", 3).await.unwrap();
+    let address = mesh.peer(0).unwrap().address().unwrap();
+    let queue = mesh.dir().join("queue").to_str().unwrap().to_owned();
+    let publish = async |range: std::ops::Range<u64>| {
+        canal(&address, &["pub", "t", "--stdin", "--queue", &queue, "--timeout", "30"], &lines(range)).await
+    };
+    let ran = publish(0..5).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let before = listed(&queue).await["topics"][0]["producer"].clone();
+
+    // under its name there is another one: it has none of these, and gets what comes
+    client.remove_topic("t").await.unwrap();
+    mesh.create_topic(&client, "t", "g", 3).await.unwrap();
+    let ran = publish(0..20).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let events = read_back(&mesh, &client, "t", 20, 3).await;
+    assert_numbered("t", events.iter().map(|stored| (stored.offset, &stored.event)), 20);
+    let ran = publish(20..30).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let events = read_back(&mesh, &client, "t", 30, 3).await;
+    assert_numbered("t", events.iter().map(|stored| (stored.offset, &stored.event)), 30);
+
+    // somebody takes the producer for one that is done
+    let ran = canal(&address, &["topic", "producers", "ls", "t", "--json"], b"").await;
+    let producers: Value = serde_json::from_str(&ran.stdout).unwrap();
+    let known = &producers["producers"][0];
+    let producer = known["producer"].as_str().unwrap();
+    assert!(producers["all"] == 1 && known["last_sequence"] == 30 && known["newest_offset"] == 29, "{ran:?}");
+    assert_ne!(before, producer, "the topic before had another");
+    let ended = canal(&address, &["topic", "producers", "end", "t", producer], b"").await;
+    assert_eq!(ended.stdout, format!("producer {producer} of `t` is ended, at sequence 30\n"), "{ended:?}");
+    let again = canal(&address, &["topic", "producers", "end", "t", producer], b"").await;
+    assert_eq!(again.code, Some(i32::from(Code::InvalidArgument.exit_code())), "{again:?}");
+    let ran = publish(30..31).await;
+    assert_eq!(ran.code, Some(i32::from(Code::SequenceGap.exit_code())), "{ran:?}");
+    assert!(ran.stderr.contains("it was ended") && ran.stderr.contains("`canal queue rm`"), "{ran:?}");
+
+    // which nobody can make good but by giving up what waits
+    let asked = run(&["canal", "queue", "rm", &queue, "t"], b"").await;
+    assert_eq!(asked.code, Some(i32::from(Code::InvalidArgument.exit_code())), "{asked:?}");
+    assert!(asked.stderr.contains("1 events (") && asked.stderr.contains("--yes"), "{asked:?}");
+    let removed = run(&["canal", "queue", "rm", &queue, "t", "--yes"], b"").await;
+    assert_eq!(removed.code, Some(0), "{removed:?}");
+    let ran = publish(30..40).await;
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    let events = read_back(&mesh, &client, "t", 40, 3).await;
+    assert_numbered("t", events.iter().map(|stored| (stored.offset, &stored.event)), 40);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -59,7 +59,8 @@ pub(super) fn apply(
     if new {
         if row.producers >= MAX_PRODUCERS && !is_outbox(item) {
             let message = format!(
-                "the topic remembers {} producers, as many as it may; end some that are done, or use one of them",
+                "the topic remembers {} producers, as many as it may; end some that are done with \
+                 `canal topic producers`, or use one of them",
                 row.producers
             );
             return Ok(Err(WireError::new(Code::TooManyProducers, message).with_detail(MAX_PRODUCERS)));

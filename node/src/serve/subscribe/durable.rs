@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use canal_consensus::GroupHandle;
 use canal_proto::log::{Advance, Subscription, SubscriptionChange, SubscriptionOp};
-use canal_proto::request::{Answer, Ask, From, Subscribe, SubscriptionAsk, TopicStatusAsk};
+use canal_proto::request::{Answer, Ask, From, Subscribe, SubscriptionAsk, SubscriptionsAsk};
 use canal_proto::{Code, TopicId, WireError};
 use canal_sdk::Target;
 use tokio::time::{sleep, timeout};
@@ -132,10 +132,11 @@ impl Durable {
         let mut seen = false;
         loop {
             sleep(ASK_EVERY).await;
-            let ask = Ask::Subscriptions(TopicStatusAsk { topic: self.topic.clone() });
+            let ask = Ask::Subscriptions(SubscriptionsAsk { topic: self.topic.clone(), name: self.name.clone() });
             let Ok(Answer::Subscriptions(rows)) = node.client.call(Target::Topic(self.topic.clone()), ask).await else {
                 continue;
             };
+            // a peer that does not know the name in the ask gives all
             let row = rows.subscriptions.iter().find(|row| row.name == self.name);
             if let Some(error) = self.judge(row, &mut seen) {
                 return error;

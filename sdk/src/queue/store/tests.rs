@@ -62,8 +62,10 @@ fn a_directory_has_one_queue_open_and_says_so() {
     let store = Store::open(dir.path()).unwrap();
     let error = Store::open(dir.path()).err().unwrap();
     assert_eq!(error.code, Code::InUse);
-    assert!(error.message.contains("is open in another process"), "{error}");
+    assert!(error.message.contains("is open in this process already"), "{error}");
+    assert_eq!(Store::owner(dir.path()), Some(std::process::id()));
     drop(store);
+    assert_eq!(Store::owner(dir.path()), None);
     drop(Store::open(dir.path()).unwrap());
 }
 
@@ -149,7 +151,7 @@ fn no_crash_loses_or_doubles_a_number() {
                 turn.push(Command::Put { topic, events, reply });
             }
         }
-        keeper.turn(turn);
+        keeper.take(turn);
         for (mut answer, sequences) in replies {
             assert_eq!(answer.try_recv().unwrap(), Ok(sequences));
         }

@@ -90,12 +90,20 @@ fn same_topic(ask: &CreateTopic, topic: &TopicInfo, group: &GroupInfo) -> Result
             )
         } else if ask.retention.is_some() && bounded(ask.retention) != topic.retention {
             format!("topic `{}` exists with another retention; `canal topic set` changes it", topic.name)
-        } else if ask.placement.is_some() && wished(ask.placement.as_ref()) != group.placement {
+        } else if !stands_as_asked(ask, group) {
             format!("topic `{}` exists in group `{}`, which is placed otherwise", topic.name, topic.group_name)
         } else {
             return Ok(());
         };
     Err(WireError::new(Code::AlreadyExists, message))
+}
+
+/// Whether the group is placed as is asked for. Peers that were named since, to move it, are no other definition.
+fn stands_as_asked(ask: &CreateTopic, group: &GroupInfo) -> bool {
+    let Some(asked) = &ask.placement else { return true };
+    let stands = group.placement.clone().unwrap_or_default();
+    let pinned = asked.pinned.is_empty() || asked.pinned == stands.pinned;
+    pinned && asked.tier == stands.tier && asked.labels == stands.labels
 }
 
 /// A retention that bounds anything.
@@ -179,7 +187,7 @@ fn ensure_group(
                 "group `{name}` has {} replicas, not {replicas}; leave --replicas out or name another group",
                 group.replicas
             )
-        } else if ask.placement.is_some() && placement != group.placement {
+        } else if !stands_as_asked(ask, &group) {
             format!("group `{name}` is placed otherwise; leave --tier and --label out or name another group")
         } else {
             return Ok(Ok(group));

@@ -97,7 +97,8 @@ fn a_topic_that_knows_its_fill_of_producers_takes_no_new_ones_but_outboxes() {
     let full = Topic { producers: MAX_PRODUCERS, ..bench.topic(3).unwrap() };
     bench.put(key.clone(), &full);
     let before = bench.kv.snapshot();
-    let message = "the topic remembers 100000 producers, as many as it may; end some that are done, or use one of them";
+    let message = "the topic remembers 100000 producers, as many as it may; end some that are done with `canal topic \
+                   producers`, or use one of them";
     let refused = Err(WireError::new(Code::TooManyProducers, message).with_detail(MAX_PRODUCERS));
     // one that only says that it is an outbox is none
     let pretended = AppendItem { origin: 8, ..item(3, 2, 1, 1) };

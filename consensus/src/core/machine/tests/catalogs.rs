@@ -334,6 +334,21 @@ fn topics_that_ask_for_a_place_share_a_group_there() {
 }
 
 #[test]
+fn a_group_that_was_moved_is_still_what_was_asked_for() {
+    let mut bench = Bench::default();
+    bench.change(placed("a", "", edge())).unwrap();
+    let pins = |peer: u8| Placement { pinned: vec![vec![peer; 32].into()], ..edge() };
+    let group = GroupId::of_entry(MESH, "n", 1).0;
+    bench.change(Change::SetGroup(SetGroup { group, replicas: 0, placement: Some(pins(7)) })).unwrap();
+    bench.existed(placed("a", "", edge()));
+    assert_eq!(bench.touches(placed("b", "", edge())), ["default-edge-gpu.a_b"]);
+    bench.existed(placed("a", "", pins(7)));
+    let other = "topic `a` exists in group `default-edge-gpu.a_b`, which is placed otherwise";
+    bench.refused(placed("a", "", pins(8)), Code::AlreadyExists, other);
+    assert_eq!(bench.group(group).unwrap().placement, Some(pins(7)), "asking again moves nothing");
+}
+
+#[test]
 fn a_placement_that_cannot_be_is_refused() {
     let mut bench = Bench::default();
     let mut refused = |placement: Placement, message: &str| {
