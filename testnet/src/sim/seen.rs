@@ -105,9 +105,9 @@ pub trait Look {
     fn wanted(&self, group: GroupId) -> usize;
     /// Peers on which a replica may be in the end: those that have not left.
     fn staying(&self) -> Vec<Machine>;
-    /// Replicas (group, id) whose disks were emptied or damaged by a fault: what they had synced is gone, and this was done to a
-    /// minority only.
-    fn robbed(&self, group: GroupId) -> Vec<u64>;
+    /// Replicas whose disks were emptied or damaged by a fault, and the last entry that each had then: what they had synced is
+    /// gone, and this was done to a minority only.
+    fn robbed(&self, group: GroupId) -> Vec<(u64, u64)>;
     /// Whether the faults are over.
     fn healed(&self) -> bool;
 }

@@ -219,7 +219,7 @@ pub struct World {
     healed: bool,
     healed_at: Micros,
     pub(super) slow_disks: BTreeSet<Machine>,
-    robbed: BTreeMap<GroupId, BTreeSet<u64>>,
+    robbed: BTreeMap<GroupId, BTreeMap<u64, u64>>,
     cuts: u64,
     left: usize,
 }

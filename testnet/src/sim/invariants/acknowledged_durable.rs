@@ -70,7 +70,9 @@ impl Group {
 
     /// Whether a majority of the voters, of now or of before the last change, would have an entry after a crash of all.
     fn is_durable(&self, id: GroupId, index: u64, term: u64, look: &dyn Look) -> Result<(), String> {
+        // what it had, it would have but for the fault; what came later it never had
         let robbed = look.robbed(id);
+        let had = |voter: u64| robbed.iter().any(|(replica, through)| *replica == voter && index <= *through);
         let keeps: Vec<u64> = look
             .replicas(id)
             .iter()
@@ -78,7 +80,7 @@ impl Group {
             .map(|replica| replica.seed().replica)
             .collect();
         let majority = |voters: &[u64]| {
-            let kept = voters.iter().filter(|voter| keeps.contains(voter) || robbed.contains(voter)).count();
+            let kept = voters.iter().filter(|voter| keeps.contains(voter) || had(**voter)).count();
             kept * 2 > voters.len()
         };
         let holds = |configuration: &Configuration| {
@@ -281,8 +283,11 @@ mod tests {
         holds(&mut AcknowledgedDurable::default(), &world, &[leads(), receipt(1, Some(0))]);
         world.one(3).synced = 0;
         caught(&mut AcknowledgedDurable::default(), &world, &[leads(), receipt(1, Some(0))]);
-        world.robbed = vec![3];
+        world.robbed = vec![(3, 1)];
         holds(&mut AcknowledgedDurable::default(), &world, &[leads(), receipt(1, Some(0))]);
+        world.robbed = vec![(3, 0)];
+        caught(&mut AcknowledgedDurable::default(), &world, &[leads(), receipt(1, Some(0))]);
+        world.robbed = vec![(3, 1)];
         world.one(1).entries = vec![entry(1, 2, "x")];
         caught(&mut AcknowledgedDurable::default(), &world, &[leads(), receipt(1, Some(0))]);
     }

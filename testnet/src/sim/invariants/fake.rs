@@ -103,7 +103,7 @@ pub(super) struct World {
     pub(super) groups: BTreeMap<GroupId, Vec<Fake>>,
     pub(super) now: u64,
     pub(super) healed: bool,
-    pub(super) robbed: Vec<u64>,
+    pub(super) robbed: Vec<(u64, u64)>,
     pub(super) staying: Vec<usize>,
 }
 
@@ -207,7 +207,7 @@ impl Look for World {
     fn staying(&self) -> Vec<usize> {
         self.staying.clone()
     }
-    fn robbed(&self, _: GroupId) -> Vec<u64> {
+    fn robbed(&self, _: GroupId) -> Vec<(u64, u64)> {
         self.robbed.clone()
     }
     fn healed(&self) -> bool {

@@ -34,7 +34,7 @@ mod tests {
         let contradiction = Seen::Contradiction { peer: 1, group: GROUP, text: "its log ends at 4".into() };
         let mut world = World::three();
         caught(&mut HonestDisks, &world, std::slice::from_ref(&contradiction));
-        world.robbed = vec![2];
+        world.robbed = vec![(2, 9)];
         holds(&mut HonestDisks, &world, &[contradiction]);
     }
 }

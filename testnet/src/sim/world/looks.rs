@@ -140,8 +140,8 @@ impl Look for World {
         self.peers.iter().filter(|(_, peer)| there(peer.stage)).map(|(peer, _)| peer).collect()
     }
 
-    fn robbed(&self, group: GroupId) -> Vec<u64> {
-        self.robbed.get(&group).into_iter().flatten().copied().collect()
+    fn robbed(&self, group: GroupId) -> Vec<(u64, u64)> {
+        self.robbed.get(&group).into_iter().flatten().map(|(replica, through)| (*replica, *through)).collect()
     }
 
     fn healed(&self) -> bool {

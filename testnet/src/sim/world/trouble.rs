@@ -325,9 +325,10 @@ impl World {
     /// What a peer has synced is gone.
     fn rob(&mut self, peer: Machine) {
         for group in self.peers[peer].disk.groups() {
-            let seed = self.peers[peer].disk.log.read(group, |image| image.seed.clone()).flatten();
-            if let Some(seed) = seed {
-                self.robbed.entry(group).or_default().insert(seed.replica);
+            let held = self.peers[peer].disk.log.read(group, |image| Some((image.seed.clone()?.replica, image.last())));
+            if let Some((replica, last)) = held.flatten() {
+                let through = self.robbed.entry(group).or_default().entry(replica).or_default();
+                *through = last.max(*through);
             }
         }
     }
@@ -391,7 +392,7 @@ impl World {
                 // a learner may be about to vote, in the place of a voter that is whole
                 && (newest.voters.contains(&status.replica) || newest.learners.contains(&status.replica))
                 && status.serves()
-                && !robbed.is_some_and(|robbed| robbed.contains(&status.replica))
+                && !robbed.is_some_and(|robbed| robbed.contains_key(&status.replica))
         };
         let lost = newest.voters.len() + newest.learners.len() - running.iter().filter(whole).count();
         lost * 2 < newest.voters.len()
