@@ -75,7 +75,7 @@ impl<L: LogReader> Group<L> {
             _ => Waits::ForLeader,
         };
         #[cfg(feature = "mutants")]
-        if raft.term > 1 && crate::mutants::is(crate::mutants::Mutant::GivesUpStanding) {
+        if raft.term > 0 && crate::mutants::is(crate::mutants::Mutant::GivesUpStanding) {
             return usize::MAX;
         }
         let rank = rank(&self.configuration, self.seed.replica, raft.leader_id);
