@@ -15,7 +15,7 @@ pub struct Retention {
     /// Bytes of payload.
     #[prost(uint64, tag = "2")]
     pub bytes: u64,
-    /// Milliseconds since an event's time.
+    /// Milliseconds since an event was appended.
     #[prost(uint64, tag = "3")]
     pub age_ms: u64,
 }

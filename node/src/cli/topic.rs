@@ -69,7 +69,7 @@ pub struct Retain {
     /// Keep at most so many bytes of payload: 1000, 64K, 10M, 2G; 0: no such bound
     #[arg(long, value_name = "SIZE", value_parser = bytes)]
     retain_bytes: Option<u64>,
-    /// Keep events for so long: 90s, 5m, 2h, 7d; 0: no such bound
+    /// Keep events for so long after they were appended: 90s, 5m, 2h, 7d; 0: no such bound
     #[arg(long, value_name = "TIME", value_parser = age)]
     retain_age: Option<u64>,
 }
