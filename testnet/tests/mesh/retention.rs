@@ -170,21 +170,28 @@ async fn an_event_stays_until_every_trigger_has_handled_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn old_events_go_by_their_time() {
+async fn old_events_go_by_how_long_they_are_here() {
     let mesh = sealing(1).await;
     let client = mesh.client(0).await.unwrap();
     let address = mesh.peer(0).unwrap().address().unwrap();
     mesh.create_topic(&client, "t", "g", 1).await.unwrap();
     mesh.create_topic(&client, "beside", "g", 1).await.unwrap();
+    publish(&client, "t", 0..7).await;
+    ran(&address, &["topic", "set", "t", "--retain-age", "1s"]).await;
+    oldest(&client, "t", 7).await;
+    ran(&address, &["topic", "set", "t", "--retain-age", "1d"]).await;
+    // by their device's clock these are of 1970, and of a time far ahead
     let publisher = patient(&client, "t").await;
-    // the first ones were made in 1970
-    for n in 0..20 {
-        let time_ms = if n < 7 { 1000 + n } else { 0 };
+    for n in 7..20 {
+        let time_ms = if n < 14 { 1000 + n } else { u64::MAX };
         let event = canal_sdk::Event { time_ms, ..numbered(n) };
         assert_eq!(publisher.publish(event).await.unwrap().offset, Some(n));
     }
-    ran(&address, &["topic", "set", "t", "--retain-age", "1d"]).await;
-    oldest(&client, "t", 7).await;
+    // whoever looks at the other topic has looked at this one
+    publish(&client, "beside", 0..3).await;
+    ran(&address, &["topic", "set", "beside", "--retain-events", "1"]).await;
+    oldest(&client, "beside", 2).await;
+    assert_eq!(client.topic_status("t").await.unwrap().oldest, 7);
     // other bounds stay when one is set
     let set = ran(&address, &["topic", "set", "t", "--retain-events", "4", "--replicas", "1"]).await;
     assert_eq!((set["retention"]["events"].as_u64(), set["retention"]["age_ms"].as_u64()), (Some(4), Some(86_400_000)));
