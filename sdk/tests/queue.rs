@@ -38,7 +38,13 @@ async fn troubled(queue: &Queue, topic: &str, code: Code) -> bool {
         loop {
             match waiting(queue, topic).trouble {
                 Some(trouble) if trouble.error.code == code => return trouble.stopped,
-                _ => tokio::time::sleep(Duration::from_millis(100)).await,
+                _ => {
+                    // the queue's thread syncs in real time, and the paused clock would be hours ahead of it: it stands still
+                    // while something blocks
+                    let real = || std::thread::sleep(Duration::from_millis(5));
+                    tokio::task::spawn_blocking(real).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
             }
         }
     };

@@ -133,6 +133,10 @@ impl<L: LogReader> Group<L> {
         let patience = self.patience();
         let may_stand = self.may_stand();
         let raft = &mut self.raw.raft;
+        #[cfg(feature = "mutants")]
+        if raft.term > 0 && crate::mutants::is(crate::mutants::Mutant::GivesUpStanding) {
+            raft.election_elapsed = 0;
+        }
         let stands = raft.state != StateRole::Leader && raft.election_elapsed + 1 >= patience && raft.promotable();
         if stands && !may_stand {
             // time goes on all the same: it is what lets others stand

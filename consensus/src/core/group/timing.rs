@@ -74,10 +74,6 @@ impl<L: LogReader> Group<L> {
             StateRole::Follower if raft.leader_id == INVALID_ID && raft.vote == self.seed.replica => Waits::Lost,
             _ => Waits::ForLeader,
         };
-        #[cfg(feature = "mutants")]
-        if raft.term > 0 && crate::mutants::is(crate::mutants::Mutant::GivesUpStanding) {
-            return usize::MAX;
-        }
         let rank = rank(&self.configuration, self.seed.replica, raft.leader_id);
         patience(raft.election_timeout(), waits, rank)
     }
