@@ -80,15 +80,17 @@ async fn check(client: &Client) -> Result<(), Error> {
     }
 }
 
-/// Groups here that would have fewer replicas than a majority of those that they want. With no other peer at all,
-/// nothing leaves.
+/// Groups here that would have fewer replicas than a majority of those that they want. One that has never had another peer
+/// does not leave.
 fn too_short(status: &PeerStatus, others: usize) -> Vec<Stand> {
-    let left = status.groups.iter().map(|group| {
+    // those that hold the others may only be away just now, and the drain would go on when they are back
+    let leaves = |group: &&GroupStatus| others > 0 || group.replicas.len() > 1;
+    let left = status.groups.iter().filter(leaves).map(|group| {
         let wanted = group.wanted as usize;
         Stand { id: group.id, name: group.name.clone(), replicas: wanted.min(others), wanted }
     });
     // one that has yet to be told what it wants is told of no number
-    left.filter(|left| others > 0 && left.wanted > 0 && left.replicas < left.wanted / 2 + 1).collect()
+    left.filter(|left| left.wanted > 0 && left.replicas < left.wanted / 2 + 1).collect()
 }
 
 fn refusal(short: &[Stand], others: usize) -> String {
@@ -302,6 +304,8 @@ fn stuck(status: &PeerStatus, others: usize) -> Error {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+    use canal_proto::peer::Replica;
+
     use super::*;
 
     fn peer(n: u8) -> PeerInfo {
@@ -334,6 +338,10 @@ mod tests {
         assert_eq!(names(1), ["three", "five"]);
         // nobody is there to take anything: it stays, and that is said later
         assert!(names(0).is_empty());
+        let held = GroupStatus { replicas: vec![Replica::default(); 3], ..group("held", 3) };
+        let away = PeerStatus { groups: vec![held, group("one", 1)], ..status.clone() };
+        let short: Vec<_> = too_short(&away, 0).into_iter().map(|stand| stand.name).collect();
+        assert_eq!(short, ["held"], "its other peers are away, and come back");
         assert_eq!(
             refusal(&too_short(&status, 1), 1),
             "only 1 other peer is there to hold replicas, so this would leave three with 1 of 3, five with 1 of 5: less \
