@@ -68,8 +68,10 @@ impl Group {
         index <= before && self.term(index) == Some(term) && (replica.flushed() >= before || lost())
     }
 
-    /// Whether a majority of the voters, of now or of before the last change, would have an entry after a crash of all.
-    fn is_durable(&self, id: GroupId, index: u64, term: u64, look: &dyn Look) -> Result<(), String> {
+    /// Whether a majority of the voters, of now or of before the last change, would have an entry after a crash of all. What has
+    /// just been acknowledged is on so many; of an even number of voters half are enough later on, since a voter that had it
+    /// may have been let go: every majority still has somebody with it.
+    fn is_durable(&self, id: GroupId, index: u64, term: u64, just: bool, look: &dyn Look) -> Result<(), String> {
         // what it had, it would have but for the fault; what came later it never had
         let robbed = look.robbed(id);
         let had = |voter: u64| robbed.iter().any(|(replica, through)| *replica == voter && index <= *through);
@@ -81,7 +83,7 @@ impl Group {
             .collect();
         let majority = |voters: &[u64]| {
             let kept = voters.iter().filter(|voter| keeps.contains(voter) || had(**voter)).count();
-            kept * 2 > voters.len()
+            kept * 2 > voters.len() || (!just && kept * 2 == voters.len())
         };
         let holds = |configuration: &Configuration| {
             let outgoing = &configuration.voters_outgoing;
@@ -109,7 +111,7 @@ impl AcknowledgedDurable {
         if let Some(status) = leader {
             group.configured(&status.configuration);
         }
-        let durable = group.is_durable(id, index, term, look);
+        let durable = group.is_durable(id, index, term, true, look);
         durable.map_err(|text| format!("peer {peer} acknowledged what is not durable: {text}"))?;
         group.checked = group.checked.max((index, term));
         Ok(())
@@ -233,7 +235,7 @@ impl Invariant for AcknowledgedDurable {
         for (id, group) in &self.groups {
             let (index, term) = group.checked;
             if index > 0 {
-                let durable = group.is_durable(*id, index, term, look);
+                let durable = group.is_durable(*id, index, term, false, look);
                 durable.map_err(|text| format!("what was acknowledged is not durable any more: {text}"))?;
             }
         }
