@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -123,6 +124,13 @@ struct Member {
     leader: u64,
     /// Something of its log can't be read.
     unreadable: bool,
+}
+
+impl Member {
+    /// Tells those who ask from other threads whether a seal is under way.
+    fn tell_sealing(&self) {
+        self.shared.sealing.store(self.history.is_sealing(), Ordering::Release);
+    }
 }
 
 /// A replica that is to be removed once the work on its files is done.

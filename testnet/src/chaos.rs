@@ -11,7 +11,7 @@
 //! the same plan does not make the same run: how far a run gets in it, who leads, and what was under way, differ.
 
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -451,22 +451,19 @@ const UNTRUE: [&str; 3] = [
 
 /// Peers that have found out that something is not as it was promised.
 fn untrue(net: &Testnet) -> Vec<String> {
-    let of = |log: Vec<u8>| {
-        let log = String::from_utf8_lossy(&log);
-        log.lines().find(|line| UNTRUE.iter().any(|text| line.contains(text))).map(str::to_owned)
-    };
+    logged(net, "found", |line| UNTRUE.iter().any(|text| line.contains(text)))
+}
+
+/// Peers that have a line like this in their logs, each with the first.
+fn logged(net: &Testnet, what: &str, is_one: impl Fn(&str) -> bool) -> Vec<String> {
+    let of = |log: Vec<u8>| String::from_utf8_lossy(&log).lines().find(|line| is_one(line)).map(str::to_owned);
     let peers = net.peers().iter().filter_map(|peer| Some((peer.number(), of(std::fs::read(peer.log()).ok()?)?)));
-    peers.map(|(number, line)| format!("peer {number} has found: {line}")).collect()
+    peers.map(|(number, line)| format!("peer {number} has {what}: {line}")).collect()
 }
 
 /// Peers that have panicked. That raft-engine does so when a sync fails, by its own decision, is not one of them: the peer
 /// takes it for the error that it is, and ends.
 fn panics(net: &Testnet, disks_failed: bool) -> Vec<String> {
-    let told = |path: &Path| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    let of = |log: String| {
-        let expected = |line: &str| disks_failed && line.contains("/raft-engine-") && line.contains("log_file.rs");
-        log.lines().find(|line| line.contains("panicked at") && !expected(line)).map(str::to_owned)
-    };
-    let peers = net.peers().iter().filter_map(|peer| Some((peer.number(), of(told(peer.log()).ok()?)?)));
-    peers.map(|(number, line)| format!("peer {number} has panicked: {line}")).collect()
+    let expected = |line: &str| disks_failed && line.contains("/raft-engine-") && line.contains("log_file.rs");
+    logged(net, "panicked", |line| line.contains("panicked at") && !expected(line))
 }

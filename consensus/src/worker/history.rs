@@ -1,7 +1,6 @@
 //! What moves a group's events from the log to files, and lets go of both: when work begins, and where logs are cut.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use canal_proto::GroupId;
@@ -218,7 +217,7 @@ impl Worker {
     fn seal(&mut self, id: GroupId) -> Option<Job> {
         let member = self.members.get_mut(&id)?;
         let through = member.history.begin_seal(&member.shared.status.borrow());
-        member.shared.sealing.store(true, Ordering::Release);
+        member.tell_sealing();
         Some(Job::Seal { group: id, through })
     }
 }

@@ -87,11 +87,11 @@ impl Worker {
                 let ticket = self.ticket(id, Waiter::Seal);
                 self.propose(id, ticket, Kind::Seal(seal));
             }
-            Ok(None) => member.shared.sealing.store(false, Ordering::Release),
+            Ok(None) => member.tell_sealing(),
             Err(reason) => {
                 tracing::warn!(group = %id, reason, "events could not be moved to segments; it is tried again");
                 member.history.rest(Work::Seal, Instant::now());
-                member.shared.sealing.store(false, Ordering::Release);
+                member.tell_sealing();
             }
         }
     }

@@ -1,7 +1,6 @@
 //! One turn of all groups that have something to do.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use canal_proto::GroupId;
@@ -167,7 +166,7 @@ impl Worker {
                                 "events can't be moved from the log to segments, so the log grows; it is tried again"
                             );
                         }
-                        member.shared.sealing.store(false, Ordering::Release);
+                        member.tell_sealing();
                         self.sweep.get_or_insert_with(Instant::now);
                     }
                     None => {}

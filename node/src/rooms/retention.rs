@@ -45,7 +45,8 @@ fn decide(group: &GroupHandle, topics: &[TopicId]) -> Vec<Trim> {
     let sealing = group.is_sealing();
     let decided = |topic: TopicId| {
         let decision = view.retention(topic, now_ms())?;
-        match view.topic(topic)?.filter(|_| sealing) {
+        let row = if sealing { view.topic(topic)? } else { None };
+        match row {
             Some(row) => Ok(decision.in_segments(&row)),
             None => Ok::<_, KvError>(decision),
         }
